@@ -1,0 +1,74 @@
+"""Building blocks of the token predictor (method.md section 4; names of parameters as in the published model)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paella.noise import level
+
+
+def time_embedding(t: Tensor, channels: int) -> Tensor:
+    """e(t): sinusoidal features of 10000·s(t), first all sines, then all cosines, a zero behind where odd.
+
+    Args:
+        t: (B,) in [0, 1].
+        channels: c_r.
+
+    Returns:
+        (B,c_r) float32.
+    """
+    half = channels // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device).float() * (-math.log(10000) / max(half - 1, 1)))
+    angles = (level(t) * 10000)[:, None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels % 2))
+
+
+class ModulatedLayerNorm(nn.Module):
+    """g·m·LN(x) + b·m: a LayerNorm scaled and shifted by the modulation m; g and b are scalars."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(channels, eps=1e-6)
+        self.gamma = nn.Parameter(torch.ones(1, 1, 1))
+        self.beta = nn.Parameter(torch.ones(1, 1, 1))
+
+    def forward(self, x: Tensor, m: Tensor) -> Tensor:
+        """x (B,h,w,C), m (B,h,w,C) or (B,1,1,C) -> (B,h,w,C)."""
+        return self.gamma * m * self.ln(x) + self.beta * m
+
+
+class ResBlock(nn.Module):
+    """Depthwise convolution, modulated LayerNorm, two pointwise layers, layer scale; added to its input.
+
+    Args:
+        channels: C.
+        c_cond: channels of the condition and the time embedding together.
+        c_skip: channels of the skip connection from the encoder, 0 = none.
+        depth: how many blocks share this half of the network; the more, the less each adds at the start.
+    """
+
+    def __init__(self, channels: int, c_cond: int, c_skip: int, depth: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, groups=channels))
+        self.ln = ModulatedLayerNorm(channels)
+        self.channelwise = nn.Sequential(
+            nn.Linear(channels + c_skip, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)
+        )
+        self.gamma = nn.Parameter(torch.ones(channels))
+        self.cond_mapper = nn.Linear(c_cond, channels)
+        # The published model starts with a layer scale of 1e-6 and random g, b: safe for weeks of training, slow for
+        # hours. Here the modulation starts near one, and the branch's share is set by its last layer alone.
+        nn.init.ones_(self.cond_mapper.bias)
+        with torch.no_grad():
+            self.channelwise[-1].weight.mul_(math.sqrt(1 / depth))  # type: ignore[operator]
+
+    def forward(self, x: Tensor, m: Tensor, skip: Tensor | None = None) -> Tensor:
+        """x (B,C,h,w), modulation m (B,h,w,C) or (B,1,1,C), skip (B,C',h,w) -> (B,C,h,w)."""
+        h = self.ln(self.depthwise(x).permute(0, 2, 3, 1), m)
+        if skip is not None:
+            h = torch.cat([h, skip.permute(0, 2, 3, 1)], dim=-1)
+        return x + (self.gamma * self.channelwise(h)).permute(0, 3, 1, 2)

@@ -1,0 +1,115 @@
+"""A model is a folder of safetensors and JSON configs; loading is strict, and every complaint names file and key."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from paella.vqgan import VQGAN, VQGANConfig
+
+C = TypeVar("C")
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+def model_folder(name: str | Path) -> Path:
+    """The folder of a model: "builtin" is the one that the package carries."""
+    return Path(str(resources.files("paella") / "builtin")) if str(name) == "builtin" else Path(name)
+
+
+def write_json(value: Mapping[str, Any], path: Path) -> None:
+    """Writes atomically: the file is there whole, or as it was before."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"model: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise CheckpointError(f"model: {path} is not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"model: {path} must hold a JSON object")
+    return value
+
+
+def config_from(cls: type[C], values: Mapping[str, Any], path: Path) -> C:
+    """The config record of those values; lists become tuples, as the records have them."""
+    known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - known):
+        raise CheckpointError(f"model: {path} has unknown keys: {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"model: {path}: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it has no __iter__
+    except FileNotFoundError as error:
+        raise CheckpointError(f"model: {path} is missing") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"model: {path} is not a whole safetensors file ({error})") from error
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copies the tensors into the module, in its own dtype.
+
+    Raises:
+        CheckpointError: naming every missing, unexpected or wrong-shaped key.
+    """
+    wanted = module.state_dict()
+    complaints = [f"missing {key}" for key in wanted if key not in tensors]
+    complaints += [f"unexpected {key}" for key in tensors if key not in wanted]
+    complaints += [
+        f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    if complaints:
+        raise CheckpointError(f"model: {path} does not fit its config: {'; '.join(complaints)}")
+    module.load_state_dict(tensors)
+
+
+def save_module(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes the module's weights atomically, floating-point ones as `dtype` where one is given."""
+    tensors = {
+        key: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        for key, value in module.state_dict().items()
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    os.replace(partial, path)
+
+
+def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
+    save_module(vqgan, folder / "vqgan.safetensors", dtype)
+    write_json(asdict(vqgan.config), folder / "vqgan.json")
+
+
+def load_vqgan(folder: str | Path) -> VQGAN:
+    """The VQGAN of a model folder (or "builtin"), float32, in evaluation mode."""
+    folder = model_folder(folder)
+    vqgan = VQGAN(config_from(VQGANConfig, read_json(folder / "vqgan.json"), folder / "vqgan.json"))
+    load_strictly(vqgan, read_tensors(folder / "vqgan.safetensors"), folder / "vqgan.safetensors")
+    return vqgan.eval()

@@ -1,0 +1,144 @@
+"""CLIP embeddings of texts and pictures, by transformers' CLIPModel: our own small one, or any published one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import CLIPModel, PreTrainedTokenizerFast
+
+# what published CLIP models expect where their folder does not say otherwise (Radford et al. 2021)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Clip:
+    """Texts and pictures -> embeddings of one space.
+
+    Args:
+        model: a CLIPModel; embeddings are computed in its parameters' dtype.
+        tokenizer: the tokenizer that belongs to it.
+        unit_variance: scale every embedding to norm sqrt(d), so that its components have variance one, which a young
+            predictor likes; published predictors take embeddings as the encoder gives them.
+        mean, std: of the pixel values, per channel.
+    """
+
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        unit_variance: bool = False,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
+    ) -> None:
+        self.model, self.tokenizer, self.unit_variance = model.eval(), tokenizer, unit_variance
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    @property
+    def dim(self) -> int:
+        """d, the size of an embedding."""
+        return self.model.config.projection_dim
+
+    @property
+    def context(self) -> int:
+        """The longest text that the encoder reads, in tokens, start and end included."""
+        return self.model.config.text_config.max_position_embeddings
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> token ids (B,L) int64, padded; a text longer than the encoder reads is cut with a warning."""
+        ids = self.tokenizer(list(texts))["input_ids"]
+        for text, own in zip(texts, ids, strict=True):
+            if len(own) > self.context:
+                warnings.warn(f"prompt: cut to the {self.context} tokens that CLIP reads: {text!r}", stacklevel=3)
+        ids = [own if len(own) <= self.context else [*own[: self.context - 1], own[-1]] for own in ids]
+        length = max(map(len, ids))
+        pad = self.tokenizer.pad_token_id
+        return torch.tensor([own + [pad] * (length - len(own)) for own in ids])
+
+    @torch.no_grad()
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> embeddings (B,d). A text's embedding does not depend on the others."""
+        pooled = self.model.text_model(input_ids=self.tokenize(texts).to(self.model.device)).pooler_output
+        return self._scaled(self.model.text_projection(pooled))
+
+    @torch.no_grad()
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Pictures (B,3,H,W) in [0, 1] -> embeddings (B,d). Resized to the encoder's size, centre-cropped to a square."""
+        pooled = self.model.vision_model(pixel_values=self.prepare(pixels)).pooler_output
+        return self._scaled(self.model.visual_projection(pooled))
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Pictures (B,3,H,W) in [0, 1] -> what the image encoder takes (B,3,S,S)."""
+        size = self.model.config.vision_config.image_size
+        height, width = pixels.shape[-2:]
+        if (height, width) != (size, size):
+            scale = size / min(height, width)
+            target = (max(size, round(height * scale)), max(size, round(width * scale)))
+            pixels = F.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0, 1)
+            top, left = (target[0] - size) // 2, (target[1] - size) // 2
+            pixels = pixels[..., top : top + size, left : left + size]
+        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return ((pixels - mean) / std).to(self.model.dtype)
+
+    def _scaled(self, embeddings: Tensor) -> Tensor:
+        if not self.unit_variance:
+            return embeddings
+        return F.normalize(embeddings, dim=-1) * embeddings.shape[-1] ** 0.5
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Writes a folder in transformers' format, with one key of ours in `preprocessor_config.json`."""
+        from paella.checkpoint import save_module, write_json
+
+        save_module(self.model, folder / "model.safetensors", dtype)
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        settings = {"image_mean": self.mean, "image_std": self.std, "unit_variance": self.unit_variance}
+        write_json(settings, folder / "preprocessor_config.json")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Clip:
+        """The model of a folder in transformers' format (or of a hub id), float32.
+
+        Raises:
+            CheckpointError: the folder lacks a file, or one is damaged.
+        """
+        from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+
+        from paella.checkpoint import CheckpointError, load_strictly, read_json, read_tensors
+
+        path = Path(folder)
+        if not path.is_dir():
+            from huggingface_hub import snapshot_download
+
+            path = Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.txt", "model.safetensors"]))
+        config = CLIPConfig(**read_json(path / "config.json"))
+        with torch.device("meta"):
+            model = CLIPModel(config)
+        model = model.to_empty(device="cpu")
+        tensors = read_tensors(path / "model.safetensors")
+        for tower in (model.text_model, model.vision_model):  # what is a constant, and not in every file
+            tower.embeddings.position_ids = torch.arange(tower.embeddings.position_embedding.num_embeddings)[None]
+        tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
+        load_strictly(model, tensors, path / "model.safetensors")
+        settings = read_json(path / "preprocessor_config.json")
+        if not (path / "tokenizer.json").is_file():
+            raise CheckpointError(f"model: {path / 'tokenizer.json'} is missing")
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
+        except (OSError, ValueError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"model: {path / 'tokenizer.json'} cannot be read ({error})") from error
+        return cls(
+            model,
+            tokenizer,
+            unit_variance=settings.get("unit_variance", False),
+            mean=settings.get("image_mean", CLIP_MEAN),
+            std=settings.get("image_std", CLIP_STD),
+        )

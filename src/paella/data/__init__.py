@@ -1,0 +1,78 @@
+"""Data sets: a thing with `[index]` -> (RGB picture, caption). Emoji scenes have no end, a folder has a length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from paella.images import to_tensor
+
+if TYPE_CHECKING:
+    from paella.train.recipe import DataConfig
+
+
+class PictureData(Protocol):
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]: ...
+
+
+class Stream(Sampler[int]):
+    """Indices from position `start` on, for ever: 0, 1, 2 … of an endless data set, shuffled epochs of a finite one.
+
+    Position alone decides what comes next, so a resumed run sees what an uninterrupted one would have seen.
+    """
+
+    def __init__(self, length: int | None, seed: int, start: int = 0) -> None:
+        self.length, self.seed, self.start = length, seed, start
+
+    def __iter__(self) -> Iterator[int]:
+        position = self.start
+        while True:
+            if self.length is None:
+                yield position
+                position += 1
+                continue
+            epoch, offset = divmod(position, self.length)
+            order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
+            yield from order[offset:]
+            position = (epoch + 1) * self.length
+
+
+def collate(samples: Sequence[tuple[Image.Image, str]]) -> tuple[Tensor, list[str]]:
+    """Samples -> pixels (B,3,H,W) float32 in [0, 1], captions."""
+    pictures, captions = zip(*samples, strict=True)
+    return to_tensor(pictures), list(captions)
+
+
+def open_data(config: DataConfig, seed: int) -> PictureData:
+    """The data set that a recipe asks for."""
+    if config.folder is not None:
+        from paella.data.folder import Folder
+
+        return Folder(config.folder, size=config.size)
+    from paella.data.scenes import Scenes
+
+    return Scenes(
+        config.size,
+        seed,
+        names=config.objects,
+        snap=config.snap,
+        full_captions=config.full_captions,
+        lookalike_groups=config.lookalike_groups,
+    )
+
+
+def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
+    """An endless loader of (pixels, captions) batches, from sample number `start` on."""
+    length = len(data) if hasattr(data, "__len__") else None
+    return DataLoader(
+        data,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        sampler=Stream(length, seed, start),
+        collate_fn=collate,
+        num_workers=workers,
+    )

@@ -1,0 +1,204 @@
+"""A data set of the user's own pictures: a folder, its sub-folders, and a caption for each picture.
+
+Captions lie beside the pictures, in either or both of two forms:
+
+- `cat.txt` beside `cat.png`: each line that is not empty is one caption of the picture;
+- `captions.jsonl` in any folder: lines `{"file": "pets/cat.png", "caption": "a cat"}`, the file seen from the folder
+  that the jsonl lies in. `file_name` and `text`, as Hugging Face's imagefolder calls them, are accepted too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
+
+PICTURE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
+CAPTIONS_FILE = "captions.jsonl"
+
+
+class Folder:
+    """The data set: `folder[index]` is (RGB picture of `size` x `size` pixels, caption), index in 0 ... len - 1.
+
+    Pictures are ordered by their path. A picture with several captions gives its first one; `draw` gives any of them.
+    Hidden files and folders (their names begin with a dot) are passed over. Every picture is decoded once here, so
+    that a broken one shows now and not in the middle of a training run.
+
+    Args:
+        path: the folder.
+        size: side of the pictures, in pixels.
+
+    Attributes:
+        files: the pictures, in the data set's order.
+        captions: for each picture its captions, the sidecar's before the jsonl's; never empty.
+        skipped: (file, reason) of each broken picture, picture without a caption, and bad line of a jsonl
+            ("captions.jsonl:3" is its third line); files as seen from `path`, with forward slashes.
+
+    Raises:
+        ValueError: `size` is not positive, `path` is not a folder, or it holds no picture that can be used.
+    """
+
+    def __init__(self, path: str | Path, size: int = 64) -> None:
+        self.path, self.size = Path(path), size
+        self.files: list[Path] = []
+        self.captions: list[list[str]] = []
+        self.skipped: list[tuple[str, str]] = []
+        if size < 1:
+            raise ValueError(f"size is a number of pixels, at least 1; got {size}")
+        found = [file for file in sorted(self.path.rglob("*")) if file.is_file() and not self._hidden(file)]
+        pictures = [file for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
+        listed = self._listed([file for file in found if file.name == CAPTIONS_FILE], set(pictures))
+        for file in pictures:
+            self._add(file, listed[file])
+        if not self.files:
+            raise ValueError(self._nothing_usable())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        """The picture and its first caption.
+
+        Raises:
+            IndexError: `index` is not in 0 ... len - 1.
+            OSError: the picture was removed or damaged after the data set was made.
+        """
+        return self.draw(index)
+
+    def draw(self, index: int, rng: np.random.Generator | None = None) -> tuple[Image.Image, str]:
+        """The picture and one of its captions: the first, or with `rng` any, each as likely as the others.
+
+        Raises:
+            IndexError, OSError: as `folder[index]`.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is outside 0 ... {len(self) - 1}")
+        wordings = self.captions[index]
+        return read_picture(self.files[index], self.size), wordings[0 if rng is None else rng.integers(len(wordings))]
+
+    def _add(self, file: Path, listed: list[str]) -> None:
+        """Takes the picture in, or notes why it cannot be used."""
+        try:
+            captions = _sidecar(file) + listed
+        except (OSError, UnicodeError) as error:
+            self._skip(file, f"its .txt cannot be read: {error}")
+            return
+        if not captions:
+            self._skip(file, "no caption")
+            return
+        try:
+            with Image.open(file) as image:
+                image.verify()  # checksums, some of which decoding does not look at
+            read_picture(file, self.size)
+        except Exception as error:  # decoders raise almost anything on damaged files
+            self._skip(file, f"broken picture: {error or type(error).__name__}")
+            return
+        self.files.append(file)
+        self.captions.append(captions)
+
+    def _listed(self, jsonls: list[Path], pictures: set[Path]) -> defaultdict[Path, list[str]]:
+        """The captions that jsonl files give to each of `pictures`."""
+        captions: defaultdict[Path, list[str]] = defaultdict(list)
+        for jsonl in jsonls:
+            try:
+                lines = jsonl.read_bytes().splitlines()
+            except OSError as error:
+                self._skip(jsonl, f"cannot be read: {error}")
+                continue
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    name, caption = _entry(line)
+                    file = jsonl.parent / name
+                    if file not in pictures:
+                        raise ValueError(f"there is no picture {name}")
+                except ValueError as error:
+                    self._skip(jsonl, str(error), line=number)
+                else:
+                    captions[file].append(caption)
+        return captions
+
+    def _skip(self, file: Path, reason: str, *, line: int | None = None) -> None:
+        name = file.relative_to(self.path).as_posix()
+        self.skipped.append((name if line is None else f"{name}:{line}", reason))
+
+    def _hidden(self, file: Path) -> bool:
+        return any(part.startswith(".") for part in file.relative_to(self.path).parts)
+
+    def _nothing_usable(self) -> str:
+        expected = (
+            f"expected pictures ({', '.join(sorted(PICTURE_SUFFIXES))}), each with a caption in a .txt of its name "
+            f'or in a {CAPTIONS_FILE} of lines {{"file": "cat.png", "caption": "a cat"}}'
+        )
+        if not self.path.is_dir():
+            return f"there is no folder {self.path}: {expected}"
+        skipped = f" ({len(self.skipped)} skipped, first {': '.join(self.skipped[0])})" if self.skipped else ""
+        return f"nothing in the folder {self.path} can be used{skipped}: {expected}"
+
+
+def read_picture(file: str | Path, size: int) -> Image.Image:
+    """The picture as RGB, `size` x `size` pixels: the centre square, resized.
+
+    Turned upright as its EXIF data says; what is transparent becomes white; of several frames, the first. Gray of 16
+    bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
+
+    Raises:
+        OSError: there is no such file, or it is not a picture that can be read. Damaged files raise other errors too.
+    """
+    with Image.open(file) as image:
+        upright = ImageOps.exif_transpose(image)
+    side = min(upright.size)
+    left, top = ((extent - side) // 2 for extent in upright.size)
+    square = upright.crop((left, top, left + side, top + side))  # first: resizing a box looks beyond its edges
+    return _over_white(square).resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, laid over white."""
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
+        full = 1.0 if image.mode == "F" else 65535.0
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full
+        return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":  # Pillow converts it through colour profiles only
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        if converted is None:
+            raise OSError("its LAB colours cannot be converted")
+        return converted
+    if image.mode == "La":  # Pillow has no direct way to RGBA
+        image = image.convert("LA")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+
+
+def _sidecar(picture: Path) -> list[str]:
+    """The lines of the picture's .txt that are not empty; none where there is no such file."""
+    sidecar = picture.with_suffix(".txt")
+    if not sidecar.is_file():
+        return []
+    lines = sidecar.read_text(encoding="utf-8-sig").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _entry(line: bytes) -> tuple[str, str]:
+    """File and caption of one line of a jsonl.
+
+    Raises:
+        ValueError: the line is not JSON, or does not hold both.
+    """
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(entry, dict):
+        raise ValueError('not of the form {"file": ..., "caption": ...}')
+    file, caption = entry.get("file", entry.get("file_name")), entry.get("caption", entry.get("text"))
+    if not isinstance(file, str) or not file:
+        raise ValueError('no "file"')
+    if not isinstance(caption, str) or not caption.strip():
+        raise ValueError(f"no caption for {file}")
+    return file, caption.strip()

@@ -1,0 +1,1 @@
+"""Judges of what the models make: metrics, and one file per experiment."""

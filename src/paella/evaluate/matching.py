@@ -1,0 +1,152 @@
+"""Which object does a picture show? Told without a learned model, by matching every object's own rendering against it.
+
+A rendering is pasted onto the picture's own background colour and correlated with the windows of the picture: a few
+scales, every position, each colour channel less its mean over the window. A window is square and reaches a little
+beyond the object on every side, so that the outline counts: an object of flat colour has little else to be told by.
+(Correlating under the object's alpha alone, the other way to leave out an unknown background, loses the outline.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, scaled_sprite
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+
+FLAT = 2 / 255  # a window that varies less than this is taken to vary this much, so that a flat one matches nothing
+BORDER = 2 / 64  # width of the border that the background is read from; this and the rest as shares of a picture's side
+MARGIN = 2 / 64  # how far a window reaches beyond the longer side of its object
+OUTSIDE = 10 / 64  # how far a window may reach out of the picture, where it sees more background
+OVERHANG = 2 / 64  # how far the search in one half of a picture reaches into the other
+CHUNK = 32  # pictures matched at once: bounds the memory
+
+
+class Matcher:
+    """Matches the renderings of `names` against pictures of `size` x `size` pixels.
+
+    Args:
+        scales: number of sizes that each object is tried at.
+        stride: of the positions, in pixels.
+
+    Raises:
+        KeyError: a name is not in the vocabulary of `paella.data.scenes`.
+    """
+
+    def __init__(self, names: Sequence[str], size: int = 64, *, scales: int = 5, stride: int = 2) -> None:
+        self.names, self.size, self.scales, self.stride = list(names), size, scales, stride
+        self._templates: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def scores(
+        self, pictures: Tensor, room: Box | None = None, sides: tuple[float, float] = OBJECT_SIZES["single"]
+    ) -> Tensor:
+        """How well each object matches the best window of each picture.
+
+        Args:
+            pictures: (B, 3, size, size), float in [0, 1] or uint8.
+            room: the part of the pictures to search; None = all of it.
+            sides: the least and greatest longer side of an object, as shares of the picture's side.
+
+        Returns:
+            (B, len(names)) float32 correlations in [-1, 1]. No object matches a flat picture: all are 0.
+
+        Raises:
+            ValueError: the pictures are not of the matcher's size.
+        """
+        if pictures.shape[1:] != (3, self.size, self.size):
+            raise ValueError(f"expected pictures of (B, 3, {self.size}, {self.size}), not {tuple(pictures.shape)}")
+        lengths = sorted({round(side * self.size) for side in np.linspace(*sides, self.scales)})
+        left, top, right, bottom = room or (0, 0, self.size, self.size)
+        best = []
+        for chunk in pictures.split(CHUNK):
+            chunk = as_float(chunk)
+            background = border_colour(chunk)
+            seen = chunk[:, :, top:bottom, left:right] - background[..., None, None]
+            best.append(torch.stack([self._match(seen, background, length) for length in lengths]).amax(0))
+        return torch.cat(best) if best else torch.zeros(0, len(self.names))
+
+    def _match(self, seen: Tensor, background: Tensor, length: int) -> Tensor:
+        """(B, names): the greatest correlation over all positions. `seen` (B, 3, h, w) is less its background (B, 3)."""
+        templates = self._templates_of(length)
+        colour, alpha = templates[:, :3], templates[:, 3]
+        window = templates.shape[-1]
+        area = window * window
+        pads = [max(round(OUTSIDE * self.size), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
+        seen = F.pad(seen, (pads[1], pads[1], pads[0], pads[0]))
+
+        # An object pasted onto the background, less that background, is: colour - alpha * background.
+        # So its correlation with a window is one convolution, whose fourth channel carries the background.
+        behind = -(seen * background[..., None, None]).sum(1, keepdim=True)
+        product = F.conv2d(torch.cat([seen, behind], 1), templates, stride=self.stride)  # (B, names, h, w)
+        window_mean = F.avg_pool2d(seen, window, self.stride)  # (B, 3, h, w)
+        window_square = F.avg_pool2d(seen.square().sum(1), window, self.stride) * area  # (B, h, w)
+        object_sum = colour.sum((2, 3)) - background[:, None] * alpha.sum((1, 2))[:, None]  # (B, names, 3)
+        object_square = (
+            colour.square().sum((1, 2, 3))
+            - 2 * background @ (colour * alpha[:, None]).sum((2, 3)).T
+            + background.square().sum(1, keepdim=True) * alpha.square().sum((1, 2))
+        )  # (B, names)
+
+        covariance = product - torch.einsum("bnc,bchw->bnhw", object_sum, window_mean)
+        flat = 3 * area * FLAT**2
+        window_energy = (window_square - area * window_mean.square().sum(1)).clamp(min=flat)
+        object_energy = (object_square - object_sum.square().sum(2) / area).clamp(min=flat)
+        correlation = covariance / (window_energy[:, None] * object_energy[..., None, None]).sqrt()
+        return correlation.flatten(2).amax(2)
+
+    def _templates_of(self, length: int) -> Tensor:
+        """(names, 4, window, window): each object in the middle of its window, colour times alpha, and alpha."""
+        if length not in self._templates:
+            window = length + 2 * round(MARGIN * self.size)
+            templates = np.zeros((len(self.names), window, window, 4), np.float32)
+            for template, name in zip(templates, self.names, strict=True):
+                thing = np.asarray(scaled_sprite(name, length), np.float32) / 255
+                thing[..., :3] *= thing[..., 3:]
+                height, width = thing.shape[:2]
+                top, left = (window - height) // 2, (window - width) // 2
+                template[top : top + height, left : left + width] = thing
+            self._templates[length] = torch.from_numpy(templates).permute(0, 3, 1, 2).contiguous()
+        return self._templates[length]
+
+
+def half(layout: Literal["horizontal", "vertical"], index: int, size: int) -> Box:
+    """Where object `index` (0: left or upper, 1: right or lower) of a pair is looked for in a `size` x `size` picture."""
+    start, end = (0, size // 2 + round(OVERHANG * size)) if index == 0 else (size // 2 - round(OVERHANG * size), size)
+    return (start, 0, end, size) if layout == "horizontal" else (0, start, size, end)
+
+
+def as_float(pictures: Tensor) -> Tensor:
+    """uint8 pictures to float32 in [0, 1]; float ones as float32, unchanged."""
+    return pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float()
+
+
+def border_pixels(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 3, pixels): those along the four sides."""
+    height, width = pictures.shape[-2:]
+    inside = max(1, round(BORDER * min(height, width)))
+    border = torch.ones(height, width, dtype=torch.bool)
+    border[inside:-inside, inside:-inside] = False
+    return pictures[:, :, border]
+
+
+def border_colour(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) to (B, 3): the median colour along the border, taken for the background's."""
+    return border_pixels(pictures).median(2).values
+
+
+def background_colour(pictures: Tensor) -> list[str]:
+    """The background's name: of `BACKGROUNDS`, the one that is nearest to most pixels along the border.
+
+    Args:
+        pictures: (B, 3, H, W), float in [0, 1] or uint8.
+    """
+    colours = torch.tensor(list(BACKGROUNDS.values())) / 255
+    nearest = torch.cdist(border_pixels(as_float(pictures)).transpose(1, 2), colours[None]).argmin(2)  # (B, pixels)
+    return [list(BACKGROUNDS)[int(votes.bincount(minlength=len(colours)).argmax())] for votes in nearest]

@@ -1,0 +1,105 @@
+"""The sampling loop (method.md section 3). It knows a callable and a canvas, and no model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paella.canvas import Canvas
+from paella.logits import draw, guide, typical_keep
+from paella.noise import RENOISE_SOURCES, add_noise
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The choices of a sampling run.
+
+    Attributes:
+        steps: T, at least 1.
+        guidance: w; 1 = none, and half the work.
+        typical_mass: τ in (0, 1]; 1 = no filter.
+        temperature: > 0.
+        renoise: where the noise between steps comes from: "initial", "previous" or "fresh".
+        min_tokens: how many tokens the filter keeps at least.
+    """
+
+    steps: int = 8
+    guidance: float = 4.0
+    typical_mass: float = 0.2
+    temperature: float = 1.0
+    renoise: str = "initial"
+    min_tokens: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.steps != int(self.steps):
+            raise ValueError(f"steps: must be a whole number of at least 1, not {self.steps}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance: must be a finite number, not {self.guidance}")
+        if not 0 < self.typical_mass <= 1:
+            raise ValueError(f"typical_mass: must be above 0 and at most 1, not {self.typical_mass}")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature: must be a finite number above 0, not {self.temperature}")
+        if self.renoise not in RENOISE_SOURCES:
+            raise ValueError(f"renoise: must be one of {', '.join(RENOISE_SOURCES)}, not {self.renoise!r}")
+        if self.min_tokens < 1:
+            raise ValueError(f"min_tokens: must be at least 1, not {self.min_tokens}")
+
+
+def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Tensor, weight: float) -> Denoise:
+    """Classifier-free guidance as one `denoise`: both conditions go through the predictor as one batch.
+
+    Args:
+        conditioned: binds a condition (B,d,h,w) to the predictor.
+        condition, null: (B,d,·,·) each; `null` is the null condition, or a negative prompt's embedding.
+        weight: w; at 1 the null condition is left out.
+    """
+    if weight == 1:
+        return conditioned(condition)
+    null = null.expand_as(condition)
+    pair = conditioned(torch.cat([condition, null]))
+
+    def denoise(tokens: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = pair(tokens.repeat(2, 1, 1), t.repeat(2)).chunk(2)
+        return guide(conditional, unconditional, weight)
+
+    return denoise
+
+
+def sample(
+    denoise: Denoise, canvas: Canvas, settings: SamplerSettings, generators: Sequence[torch.Generator]
+) -> Iterator[Tensor]:
+    """Runs the sampling loop and yields the tokens (B,h,w) after each step; the last are the result.
+
+    Args:
+        denoise: tokens (B,h,w), t (B,) -> logits (B,N,h,w), with condition and guidance bound.
+        canvas: what to start from. With `start` 0 nothing is left to do, and nothing is yielded.
+        generators: one for each picture, on the CPU: a picture depends on its own generator alone.
+    """
+    tokens, device = canvas.tokens, canvas.tokens.device
+    if canvas.start == 0:
+        return
+
+    def uniform() -> Tensor:
+        return torch.stack([torch.rand(tokens.shape[1:], generator=g) for g in generators]).to(device)
+
+    renoise_source = RENOISE_SOURCES[settings.renoise]
+    times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        logits = denoise(tokens, torch.full((len(tokens),), t, device=device))
+        codes = logits.shape[1]
+        rows = logits.permute(0, 2, 3, 1).float()  # (B, h, w, N)
+        keep = typical_keep(rows.reshape(-1, codes), settings.typical_mass, settings.min_tokens)
+        rows = rows.masked_fill(~keep.view_as(rows), -torch.inf)
+        drawn = torch.where(canvas.frozen, canvas.tokens, draw(rows, settings.temperature, uniform()))
+        if t_next > 0:
+            noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
+            noisy = add_noise(drawn, torch.full((len(tokens),), t_next, device=device), noise, uniform())
+            drawn = torch.where(canvas.frozen, canvas.tokens, noisy)
+        tokens = drawn
+        yield tokens

@@ -1,0 +1,187 @@
+"""Trains a small CLIP from nothing: a BPE tokenizer on the captions, then the contrastive loss with hard negatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from paella.clip import Clip
+from paella.data import PictureData, collate, open_data
+from paella.images import contact_sheet
+from paella.train.loop import Loss, Stage, train
+from paella.train.recipe import DataConfig, Recipe
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+GALLERY = 1000
+
+
+@dataclass
+class ClipConfig:
+    dim: int = 256  # d, the size of an embedding
+    width: int = 192
+    heads: int = 6
+    text_layers: int = 4
+    vision_layers: int = 4
+    patch: int = 8
+    vocabulary: int = 1024
+    context: int = 32
+
+
+@dataclass
+class ClipRecipe(Recipe):
+    model: ClipConfig = field(default_factory=ClipConfig)
+    tokenizer_captions: int = 20000  # how many captions the BPE is learned from
+
+
+def train_tokenizer(captions: Sequence[str], config: ClipConfig) -> PreTrainedTokenizerFast:
+    """A byte-level BPE (any text has tokens), lower case, learned from the captions."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase(), normalizers.Strip()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary,
+        special_tokens=[start, end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    ids = [(token, tokenizer.token_to_id(token)) for token in (start, end)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=start, eos_token=end, pad_token=end)
+
+
+def build_clip(config: ClipConfig, image_size: int, tokenizer: PreTrainedTokenizerFast) -> Clip:
+    """An untrained CLIP of that size."""
+    from transformers import CLIPConfig, CLIPModel
+
+    tower = {
+        "hidden_size": config.width,
+        "intermediate_size": 4 * config.width,
+        "num_attention_heads": config.heads,
+        "hidden_act": "gelu",
+    }
+    text = {
+        **tower,
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": config.text_layers,
+        "max_position_embeddings": config.context,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        **tower,
+        "num_hidden_layers": config.vision_layers,
+        "image_size": image_size,
+        "patch_size": config.patch,
+    }
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.dim))
+    return Clip(model, tokenizer, unit_variance=True)
+
+
+class Towers(nn.Module):
+    """Both towers of a CLIP as one forward pass, as training needs them."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.model = clip.model.train()
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids (B,L), prepared pixels (B,3,S,S) -> unit embeddings (B,d) of texts and pictures, logit scale."""
+        text = self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
+        image = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
+        return F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1), self.model.logit_scale.exp()
+
+
+class ClipStage(Stage):
+    shipped = "towers"
+
+    def __init__(self, recipe: ClipRecipe) -> None:
+        self.recipe = recipe
+        self.data = open_data(recipe.data, recipe.seed)
+        if recipe.init_from is not None:
+            from paella.checkpoint import model_folder
+
+            self.clip = Clip.load(model_folder(recipe.init_from) / "clip")
+        else:
+            tokenizer = train_tokenizer(_captions(self.data, recipe.tokenizer_captions), recipe.model)
+            self.clip = build_clip(recipe.model, recipe.data.size, tokenizer)
+        self.modules = {"towers": Towers(self.clip)}
+        self.gallery = hard_gallery(recipe.data, recipe.seed + 1)
+
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        ids = self.clip.tokenize(captions).to(pixels.device)
+        text, image, scale = self.modules["towers"](ids, self.clip.prepare(pixels))
+        logits = scale.clamp(max=100) * text @ image.T
+        target = torch.arange(len(captions), device=pixels.device)
+        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        yield "towers", loss, {"loss": loss, "accuracy": (logits.argmax(0) == target).float().mean(), "scale": scale}
+
+    def evaluate(self, shipped: nn.Module) -> dict[str, float]:
+        return {"R@1": retrieval(self.clip, *self.gallery), "chance": 1 / len(self.gallery[1])}
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        """Sixteen pictures of the gallery, each above the caption that it finds."""
+        pictures, captions = self.gallery
+        found = nearest_captions(self.clip, pictures, captions)[:16]
+        return contact_sheet(pictures[:16], [captions[i] for i in found], columns=8)
+
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        self.clip.model.eval()
+        self.clip.save(folder / "clip")
+
+
+def _captions(data: PictureData, count: int) -> list[str]:
+    """Captions of the data, without drawing the pictures where the data can say them alone."""
+    length = len(data) if hasattr(data, "__len__") else count
+    say = getattr(data, "caption", lambda index: data[index][1])
+    return [say(index) for index in range(min(count, length))]
+
+
+def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list[str]]:
+    """Held-out pictures and captions, no caption twice. Scenes come in groups of lookalikes, pairs held-out ones."""
+    if config.folder is not None:
+        data = open_data(config, seed)
+        samples = [data[i] for i in range(min(GALLERY, len(data)))]  # type: ignore[arg-type]
+    else:
+        from paella.data.scenes import hard_scenes
+
+        samples = list(hard_scenes(GALLERY, config.size, seed, config.objects))
+    pictures, captions = zip(*samples, strict=True)
+    return list(pictures), list(captions)
+
+
+@torch.no_grad()
+def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[int]:
+    """For each picture, which caption is nearest to it in CLIP space."""
+    clip.model.eval()
+    device = clip.model.device
+    pixels = collate([(picture, "") for picture in pictures])[0].to(device)
+    image = torch.cat([clip.embed_images(part) for part in pixels.split(100)])
+    text = torch.cat([clip.embed_text(captions[i : i + 100]) for i in range(0, len(captions), 100)])
+    found = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1).tolist()
+    clip.model.train()
+    return found
+
+
+def retrieval(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> float:
+    """R@1: the share of pictures whose own caption is the nearest of all."""
+    return sum(found == own for own, found in enumerate(nearest_captions(clip, pictures, captions))) / len(captions)
+
+
+def main(recipe: ClipRecipe) -> Path:
+    return train(ClipStage(recipe), recipe)

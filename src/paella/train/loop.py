@@ -1,0 +1,356 @@
+"""The training loop, the same for every stage. What a stage trains, and on which loss, it says itself (`Stage`).
+
+A run is resumed exactly: the data stream is a function of the step, the random numbers of a step are seeded by its
+number, and the checkpoint holds weights, averaged weights and optimizer states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from paella.data import PictureData, open_loader
+from paella.train.recipe import OptimizerConfig, Recipe
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+Loss = tuple[str, Tensor, Mapping[str, Tensor | float]]  # module name, its loss, metrics to log
+
+
+class Stage(ABC):
+    """One kind of model to train.
+
+    Attributes:
+        modules: what is trained, by name; each has its optimizer. The loop wraps them for its device.
+        shipped: the name of the module whose averaged weights are the result.
+        data: the training data.
+    """
+
+    modules: dict[str, nn.Module]
+    shipped: str
+    data: PictureData
+    device: torch.device = torch.device("cpu")  # the loop's, set before the first step
+
+    @abstractmethod
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        """Yields one loss for each module in turn; the loop updates the module before it asks for the next."""
+
+    @abstractmethod
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        """A picture that shows, from fixed seeds, what the model can do."""
+
+    @abstractmethod
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        """Writes the finished model."""
+
+    def evaluate(self, shipped: nn.Module) -> dict[str, float]:
+        """Figures on held-out data, logged beside each preview."""
+        return {}
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine from the learning rate to `final_rate` times it."""
+    warmup = max(1, round(config.warmup * steps))
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    share = config.final_rate + (1 - config.final_rate) * (1 + math.cos(math.pi * min(progress, 1))) / 2
+    return config.learning_rate * share
+
+
+class Average:
+    """Exponential moving average of a module's floating-point parameters and buffers."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))  # the first steps are not worth remembering
+        for name, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.tensors[name].lerp_(value, 1 - decay)
+            else:
+                self.tensors[name].copy_(value)
+
+    def applied_to(self, module: nn.Module) -> _Applied:
+        """A context in which `module` has the averaged weights, in evaluation mode."""
+        return _Applied(module, self.tensors)
+
+
+class _Applied:
+    def __init__(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+        self.module, self.tensors = module, tensors
+
+    def __enter__(self) -> nn.Module:
+        self.own = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.tensors)
+        return self.module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.module.load_state_dict(self.own)
+        self.module.train()
+
+
+def save_checkpoint(
+    path: Path, step: int, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+) -> None:
+    """Everything that a resumed run needs, in one file, written atomically."""
+    tensors: dict[str, Tensor] = {f"average/{name}": value for name, value in average.tensors.items()}
+    for part, module in modules.items():
+        tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
+        for index, state in optimizers[part].state_dict()["state"].items():
+            tensors |= {f"optimizer/{part}/{index}/{name}": value for name, value in state.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step)})
+    os.replace(partial, path)
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+) -> int:
+    """Restores what `save_checkpoint` wrote; returns the number of steps done.
+
+    Raises:
+        ValueError: the checkpoint is of another model.
+    """
+    with safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it has no __iter__
+    try:
+        for part, module in modules.items():
+            module.load_state_dict(_below(tensors, f"module/{part}/"))
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, value in _below(tensors, f"optimizer/{part}/").items():
+                index, key = name.split("/")
+                states.setdefault(int(index), {})[key] = value
+            groups = optimizers[part].state_dict()["param_groups"]
+            optimizers[part].load_state_dict({"state": states, "param_groups": groups})
+        for name, value in _below(tensors, "average/").items():
+            average.tensors[name].copy_(value)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"checkpoint: {path} does not fit this recipe; use another output folder. {error}") from error
+    return step
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of which only matrices and kernels decay: scales, biases and embeddings do not."""
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with_decay = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+    chosen = {id(p) for p in with_decay}
+    without = [p for p in parameters if id(p) not in chosen]
+    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+
+
+def train(stage: Stage, recipe: Recipe) -> Path:
+    """Runs, or resumes, a training run to its end and writes the model; returns the run's folder.
+
+    An interrupt (Ctrl-C or SIGTERM) lets the step end, writes a checkpoint and raises KeyboardInterrupt; the same
+    command goes on from there.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=recipe.precision)
+    output = Path(recipe.output)
+    output.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    stage.device = accelerator.device
+    plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
+    optimizers: dict[str, Optimizer] = {
+        name: AdamW(decayed(module, recipe.optimizer.weight_decay), recipe.optimizer.learning_rate, recipe.optimizer.betas)
+        for name, module in plain.items()
+    }
+    for name, module in plain.items():
+        stage.modules[name], optimizers[name] = accelerator.prepare(
+            torch.compile(module) if recipe.compile else module, optimizers[name]
+        )
+    average = Average(plain[stage.shipped], recipe.ema)
+    checkpoint = output / CHECKPOINT
+    done = load_checkpoint(checkpoint, plain, average, optimizers) if checkpoint.exists() else 0
+
+    start = done * recipe.batch_size * accelerator.num_processes
+    loader = open_loader(stage.data, recipe.batch_size, recipe.seed, start=start, workers=recipe.data.workers)
+    loader = accelerator.prepare(loader)
+
+    def save() -> None:
+        if accelerator.is_main_process:
+            save_checkpoint(checkpoint, step, plain, average, optimizers)
+
+    with _Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
+        step = done
+        saved = time.monotonic()
+        batches = iter(loader) if done < recipe.steps else iter(())
+        with journal.progress(done, recipe.steps) as advance:
+            while step < recipe.steps:
+                pixels, captions = next(batches)
+                torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)) % 2**63)
+                metrics: dict[str, Tensor | float] = {}
+                rate = learning_rate(recipe.optimizer, step, recipe.steps)
+                for name, loss, values in _autocast(accelerator, stage.losses(pixels, captions, step)):
+                    accelerator.backward(loss)
+                    norm = accelerator.clip_grad_norm_(plain[name].parameters(), recipe.optimizer.clip)
+                    for group in optimizers[name].param_groups:
+                        group["lr"] = rate
+                    optimizers[name].step()
+                    optimizers[name].zero_grad()
+                    metrics |= {**values, f"{name} gradient": norm}
+                step += 1
+                average.update(plain[stage.shipped], step)
+                journal.add({**metrics, "rate": rate})
+                advance()
+                last = step == recipe.steps
+                if step % recipe.log_every == 0 or last:
+                    journal.write(step, recipe.batch_size * accelerator.num_processes)
+                if accelerator.is_main_process and (step % recipe.preview_every == 0 or last):
+                    with average.applied_to(plain[stage.shipped]) as shipped, torch.no_grad():
+                        journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
+                if interrupts.received or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
+                    save()
+                    saved = time.monotonic()
+                if interrupts.received:
+                    raise KeyboardInterrupt
+        if accelerator.is_main_process:
+            with average.applied_to(plain[stage.shipped]) as shipped:
+                stage.save(shipped, output / "model")
+    accelerator.end_training()
+    return output
+
+
+def _autocast(accelerator: Any, losses: Iterator[Loss]) -> Iterator[Any]:
+    """Computes each loss under autocast, and lets the update between two of them run outside it."""
+    while True:
+        with accelerator.autocast():
+            item = next(losses, None)
+        if item is None:
+            return
+        yield item
+
+
+class _Interrupts:
+    """Notes Ctrl-C and SIGTERM instead of dying of them; a second one kills as usual."""
+
+    received = False
+
+    def __enter__(self) -> _Interrupts:
+        self.before = {name: signal.signal(name, self._note) for name in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: object) -> None:
+        self.received = True
+        signal.signal(number, self.before[signal.Signals(number)])
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self.before.items():
+            signal.signal(name, handler)
+
+
+class _Journal:
+    """Metrics to `metrics.jsonl` and TensorBoard, pictures to `preview/`, progress to the terminal."""
+
+    def __init__(self, output: Path, recipe: Recipe, active: bool) -> None:
+        self.output, self.recipe, self.active = output, recipe, active
+        self.sums: dict[str, list[float]] = {}
+        self.since = time.monotonic()
+        self.steps = 0
+
+    def __enter__(self) -> _Journal:
+        if self.active:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.output / "tensorboard"))
+            (self.output / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1) + "\n")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.active:
+            self.board.close()
+
+    def progress(self, done: int, steps: int) -> Any:
+        return _Progress(done, steps, self.active, self)
+
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+        self.steps += 1
+        for name, value in metrics.items():
+            number = value.item() if isinstance(value, Tensor) else value
+            if math.isfinite(number):  # NaN = this step has nothing to say about it
+                self.sums.setdefault(name, []).append(number)
+
+    def write(self, step: int, batch: int) -> None:
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        means["samples per second"] = self.steps * batch / (time.monotonic() - self.since)
+        self._write(step, means)
+        self.latest = means
+        self.sums, self.since, self.steps = {}, time.monotonic(), 0
+
+    latest: dict[str, float] = {}  # noqa: RUF012
+
+    def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
+        before = time.monotonic()
+        folder = self.output / "preview"
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{step:07d}.png")
+        if figures:
+            self._write(step, figures)
+        self.since += time.monotonic() - before
+
+    def _write(self, step: int, figures: dict[str, float]) -> None:
+        if not self.active:
+            return
+        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
+        with (self.output / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **rounded}) + "\n")
+        for name, value in figures.items():
+            self.board.add_scalar(name, value, step)
+
+
+class _Progress:
+    """A progress bar with the time left and the latest figures."""
+
+    def __init__(self, done: int, steps: int, active: bool, journal: _Journal) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self.journal = journal
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            disable=not active,
+        )
+        self.task = self.bar.add_task("training", total=steps, completed=done, figures="")
+
+    def __enter__(self) -> Any:
+        self.bar.start()
+        return self._advance
+
+    def _advance(self) -> None:
+        shown = [f"{name} {value:.3g}" for name, value in self.journal.latest.items() if "gradient" not in name][:4]
+        self.bar.update(self.task, advance=1, figures=" · ".join(shown))
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()

@@ -1,0 +1,114 @@
+"""Trains the token predictor (method.md section 2) on the tokens of a VQGAN and the embeddings of a CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from paella.checkpoint import load_clip, load_predictor, load_vqgan, save_model
+from paella.data import open_data
+from paella.images import contact_sheet
+from paella.noise import add_noise
+from paella.pipeline import Paella
+from paella.sampler import SamplerSettings
+from paella.train.loop import Loss, Stage, train
+from paella.train.recipe import Recipe
+from paella.unet import TokenPredictor, UNetConfig
+
+NOISE_LEVELS = 4  # loss and accuracy are logged for this many ranges of t
+
+
+@dataclass
+class PredictorRecipe(Recipe):
+    model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
+    vqgan: str = "builtin"  # a model folder that holds a VQGAN
+    clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
+    null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
+    image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
+    region_share: float = 0.15  # samples of which a random region stays clean, as in- and outpainting find it
+    label_smoothing: float = 0.1
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)  # the finished model's defaults
+
+
+def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
+    """(B,h,w) bool: for that share of the batch, a random rectangle or all but one; for the others nothing."""
+    corners = torch.rand(batch, 2, 2).sort(dim=-1).values * torch.tensor([height, width])[:, None]
+    low, high = corners.floor().long().unbind(-1)  # (B,2) each
+    rows, columns = torch.arange(height), torch.arange(width)
+    inside_rows = (rows >= low[:, :1]) & (rows <= high[:, :1])
+    inside_columns = (columns >= low[:, 1:]) & (columns <= high[:, 1:])
+    inside = inside_rows[:, :, None] & inside_columns[:, None]
+    outward = torch.rand(batch) < 0.5
+    chosen = torch.rand(batch) < share
+    return (inside ^ outward[:, None, None]) & chosen[:, None, None]
+
+
+class PredictorStage(Stage):
+    shipped = "predictor"
+
+    def __init__(self, recipe: PredictorRecipe) -> None:
+        self.recipe = recipe
+        self.data = open_data(recipe.data, recipe.seed)
+        self.vqgan, self.clip = load_vqgan(recipe.vqgan).requires_grad_(False), load_clip(recipe.clip)
+        sizes = {"num_labels": self.vqgan.config.n_embed, "c_clip": self.clip.dim}
+        predictor = TokenPredictor(UNetConfig(**{**vars(recipe.model), **sizes}))
+        if recipe.init_from is not None:
+            predictor = load_predictor(recipe.init_from).train()
+            if vars(predictor.config).items() < sizes.items():
+                raise ValueError(f"init_from: its predictor is not for this VQGAN and CLIP ({sizes})")
+        self.modules = {"predictor": predictor}
+
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        recipe, device = self.recipe, pixels.device
+        self.vqgan.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.clip.model.to(device)
+        u = self.vqgan.encode(pixels)
+        batch, height, width = u.shape
+        condition = self.condition(pixels, captions)
+        t = torch.rand(batch).to(device)
+        noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
+        noisy = add_noise(u, t, noise, torch.rand(u.shape).to(device))
+        noisy = torch.where(clean_regions(batch, height, width, recipe.region_share).to(device), u, noisy)
+        logits = self.modules["predictor"](noisy, condition, t).float()
+        each = F.cross_entropy(logits, u, label_smoothing=recipe.label_smoothing, reduction="none").mean((1, 2))
+        right = (logits.argmax(1) == u).float().mean((1, 2))
+        copied = (noisy == u).float().mean((1, 2))
+        metrics: dict[str, Tensor | float] = {"loss": each.mean(), "accuracy": right.mean(), "copied": copied.mean()}
+        for level in range(NOISE_LEVELS):
+            low, high = level / NOISE_LEVELS, (level + 1) / NOISE_LEVELS
+            at = (t >= low) & (t < high)
+            for name, values in (("loss", each), ("accuracy", right), ("copied", copied)):
+                metrics[f"{name} t {low:g}-{high:g}"] = values[at].mean()  # NaN where no sample falls there
+        yield "predictor", each.mean(), metrics
+
+    @torch.no_grad()
+    def condition(self, pixels: Tensor, captions: list[str]) -> Tensor:
+        """(B,d): the caption's embedding; the picture's own, or the null condition, for a share of the samples."""
+        condition = self.clip.embed_text(captions).float()
+        chosen = (torch.rand(len(captions)) < self.recipe.image_share).nonzero()[:, 0].to(pixels.device)
+        if len(chosen):
+            condition[chosen] = self.clip.embed_images(pixels[chosen]).float()
+        null = (torch.rand(len(captions)) < self.recipe.null_share).to(pixels.device)
+        return condition * ~null[:, None]
+
+    def pipeline(self, predictor: nn.Module) -> Paella:
+        assert isinstance(predictor, TokenPredictor)
+        names = getattr(self.data, "names", [])
+        return Paella(predictor, self.vqgan, self.clip, self.recipe.sampler, self.recipe.data.size, objects=names)
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        captions = [self.data[i][1] for i in range(16)]
+        return contact_sheet(self.pipeline(shipped).generate(captions), captions)
+
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        save_model(self.pipeline(shipped), folder)
+
+
+def main(recipe: PredictorRecipe) -> Path:
+    return train(PredictorStage(recipe), recipe)

@@ -1,0 +1,79 @@
+"""Recipes: a YAML file and `key=value` overrides, checked against a dataclass, become one record of settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+R = TypeVar("R", bound="Recipe")
+
+
+@dataclass
+class DataConfig:
+    """Where pictures and captions come from."""
+
+    folder: str | None = None  # a folder of the user's own pictures; None = emoji scenes
+    size: int = 64  # pixels, a side
+    snap: int = 1  # scenes: sizes and places in multiples of this many pixels
+    objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
+    full_captions: bool = False  # scenes: always name the background
+    lookalike_groups: bool = False  # scenes: each with its three hard negatives
+    workers: int = 0  # data loader processes
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, a linear warm-up, and a cosine decay to `final_rate` times the learning rate (1 = held)."""
+
+    learning_rate: float = 3e-4
+    warmup: float = 0.05  # share of the steps
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    clip: float = 1.0  # gradient norm
+
+
+@dataclass
+class Recipe:
+    """What every training run has in common."""
+
+    output: str = "???"  # the run's folder: checkpoint, metrics, pictures and the finished model
+    steps: int = 1000
+    batch_size: int = 32  # for each process
+    seed: int = 0
+    precision: str = "bf16"  # or "no"
+    compile: bool = False
+    ema: float = 0.999
+    log_every: int = 50
+    preview_every: int = 500
+    checkpoint_minutes: float = 5.0
+    init_from: str | None = None  # a model folder or "builtin": weights to start from
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+
+def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[str] = ()) -> R:
+    """The recipe of that file with `key=value` overrides, as a record of type `schema`.
+
+    Raises:
+        ValueError: the file does not exist, or a key or a value does not fit; the message names it.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        layers: list[Any] = [OmegaConf.structured(schema)]
+        if path is not None:
+            layers.append(OmegaConf.load(path))
+        for override in overrides:
+            if "=" not in override:
+                raise ValueError(f"recipe: {override!r} is not of the form key=value")
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
+    except OSError as error:
+        raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"recipe: {' '.join(str(error).split())}") from error

@@ -1,0 +1,161 @@
+"""Trains the tokenizer: L1 and gradient loss, a learned codebook, then a patch discriminator (Esser et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from paella.checkpoint import load_vqgan, save_vqgan
+from paella.data import collate, open_data
+from paella.images import contact_sheet, to_pictures
+from paella.train.loop import Loss, Stage, train
+from paella.train.recipe import Recipe
+from paella.vqgan import VQGAN, VQGANConfig
+
+
+@dataclass
+class VQGANRecipe(Recipe):
+    model: VQGANConfig = field(default_factory=VQGANConfig)
+    gradient_weight: float = 1.0
+    commitment_weight: float = 0.25
+    codebook_decay: float = 0.99
+    revive_below: float = 0.5  # codes used less often than this per batch (moving average) start anew from the data
+    discriminator_from: int = 0  # step at which the discriminator starts to learn
+    adversarial_from: int | None = None  # step at which it starts to count; None = never
+    adversarial_weight: float = 0.5
+    adaptive_limit: float = 1.0  # the adaptive weight (gradient norm ratio) is clamped to this
+
+
+class Autoencoder(nn.Module):
+    """The VQGAN with a codebook that learns (vector-quantize-pytorch: moving averages, start from data, revival)."""
+
+    def __init__(self, recipe: VQGANRecipe) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import VectorQuantize
+
+        self.vqgan = VQGAN(recipe.model)
+        self.vqgan.quantize.requires_grad_(False)  # a copy of the learning codebook, made by `finished`
+        self.codebook = VectorQuantize(
+            dim=recipe.model.embed_dim,
+            codebook_size=recipe.model.n_embed,
+            decay=recipe.codebook_decay,
+            commitment_weight=recipe.commitment_weight,
+            kmeans_init=recipe.init_from is None,
+            kmeans_iters=10,
+            threshold_ema_dead_code=recipe.revive_below,
+            accept_image_fmap=True,
+        )
+        if recipe.init_from is not None:
+            self.vqgan.load_state_dict(load_vqgan(recipe.init_from).state_dict())
+            codes = self.vqgan.quantize.embedding.weight
+            self.codebook._codebook.embed.copy_(codes[None])
+            self.codebook._codebook.embed_avg.copy_(codes[None])
+            self.codebook._codebook.cluster_size.fill_(1.0)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B,3,H,W) in [0, 1] -> reconstruction, commitment loss."""
+        z = self.vqgan.latent(pixels)
+        with torch.autocast(z.device.type, enabled=False):
+            quantized, _, commitment = self.codebook(z.float())
+        return self.vqgan.decode_latent(quantized), commitment.sum()
+
+    def finished(self) -> VQGAN:
+        """The VQGAN with the codebook as it stands."""
+        self.vqgan.quantize.embedding.weight.data.copy_(self.codebook.codebook)
+        return self.vqgan
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Judges overlapping patches: pixels (B,3,H,W) -> scores (B,1,H/8,W/8), high for real."""
+
+    def __init__(self, channels: int = 32) -> None:
+        layers: list[nn.Module] = []
+        width = 3
+        for level in range(3):
+            layers += [nn.Conv2d(width, channels * 2**level, 4, 2, 1), nn.LeakyReLU(0.2)]
+            width = channels * 2**level
+            if level:
+                layers.insert(-1, nn.GroupNorm(8, width))
+        super().__init__(*layers, nn.Conv2d(width, 1, 3, padding=1))
+
+
+class VQGANStage(Stage):
+    shipped = "autoencoder"
+
+    def __init__(self, recipe: VQGANRecipe) -> None:
+        self.recipe = recipe
+        self.data = open_data(recipe.data, recipe.seed)
+        self.modules = {"autoencoder": Autoencoder(recipe)}
+        if recipe.adversarial_from is not None:
+            self.modules["discriminator"] = PatchDiscriminator()
+        unseen = open_data(recipe.data, recipe.seed + 1)
+        self.fixed, _ = collate([unseen[i] for i in range(min(256, len(unseen) if hasattr(unseen, "__len__") else 256))])
+
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        autoencoder = self.modules["autoencoder"]
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        judged = self.recipe.adversarial_from is not None and step >= self.recipe.discriminator_from
+        output, commitment = autoencoder(pixels)
+        output = output.float()
+        difference = F.l1_loss(output, pixels) + self.recipe.gradient_weight * gradient_loss(output, pixels)
+        metrics = {"l1": F.l1_loss(output, pixels), "commitment": commitment}
+        adversarial = torch.zeros(())
+        if judged and step >= (self.recipe.adversarial_from or 0):
+            adversarial = -self.modules["discriminator"](output).mean()
+            weight = self._adaptive_weight(difference, adversarial)
+            metrics |= {"adversarial": adversarial, "adaptive weight": weight}
+            adversarial = self.recipe.adversarial_weight * weight * adversarial
+        yield "autoencoder", difference + commitment + adversarial, metrics
+        if judged:
+            discriminator = self.modules["discriminator"]
+            discriminator.zero_grad()  # what the autoencoder's loss left there
+            real, fake = discriminator(pixels).float(), discriminator(output.detach()).float()
+            loss = (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
+            yield "discriminator", loss, {"discriminator": loss, "real": real.mean(), "fake": fake.mean()}
+
+    def _adaptive_weight(self, difference: Tensor, adversarial: Tensor) -> Tensor:
+        """Balances the two losses by their gradients at the decoder's last layer, clamped: unclamped it ruins runs."""
+        last = self.modules["autoencoder"].get_parameter("vqgan.decoder.conv_out.weight")
+        ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (difference, adversarial))
+        return (ours / (theirs + 1e-6)).clamp(0, self.recipe.adaptive_limit).detach()
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        pixels = self.fixed[:16].to(self.device)
+        output = shipped(pixels)[0]
+        return contact_sheet(to_pictures(torch.stack([pixels, output], dim=1).flatten(0, 1)), columns=8)
+
+    def evaluate(self, shipped: nn.Module) -> dict[str, float]:
+        assert isinstance(shipped, Autoencoder)
+        return reconstruction_figures(shipped.finished(), self.fixed.to(self.device))
+
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        assert isinstance(shipped, Autoencoder)
+        save_vqgan(shipped.finished(), folder)
+
+
+def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
+    """L1 distance of horizontal and vertical differences: keeps edges crisp."""
+    error = output - target
+    return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+
+@torch.no_grad()
+def reconstruction_figures(vqgan: VQGAN, pixels: Tensor) -> dict[str, float]:
+    """PSNR in dB (mean over pictures) and the share of codes in use, over pixels (B,3,H,W) in [0, 1]."""
+    tokens = torch.cat([vqgan.encode(part) for part in pixels.split(32)])
+    output = torch.cat([vqgan.decode(part) for part in tokens.split(32)]).float()
+    error = (output - pixels).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
+    return {
+        "PSNR": float((-10 * error.log10()).mean()),
+        "codes used": tokens.unique().numel() / vqgan.config.n_embed,
+    }
+
+
+def main(recipe: VQGANRecipe) -> Path:
+    return train(VQGANStage(recipe), recipe)

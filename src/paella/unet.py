@@ -1,0 +1,152 @@
+"""The token predictor: a fully convolutional U-Net without attention (method.md section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paella.blocks import ResBlock, time_embedding
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a token predictor. The defaults are those of the published model, v1: 578 M parameters."""
+
+    num_labels: int = 8192  # N, the tokenizer's codes
+    c_hidden: int = 1280  # channels of the lowest level; each level above has half
+    c_clip: int = 1024  # d, the size of the condition
+    c_r: int = 64  # size of the time embedding
+    down_levels: tuple[int, ...] = (4, 8, 16)  # residual blocks of each level, on the way down
+    up_levels: tuple[int, ...] = (16, 8, 4)  # ... and on the way up, lowest level first
+
+    def __post_init__(self) -> None:
+        levels = len(self.down_levels)
+        if len(self.up_levels) != levels or levels == 0:
+            raise ValueError(f"unet: down_levels and up_levels must be equally many, not {levels}, {len(self.up_levels)}")
+        if self.c_hidden % 2 ** (levels - 1):
+            raise ValueError(f"unet: c_hidden must be a multiple of {2 ** (levels - 1)}, not {self.c_hidden}")
+
+
+class TokenPredictor(nn.Module):
+    """f_θ(ū, c, t) -> logits. Computes in its own parameters' dtype, on grids of any size."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        levels = len(config.down_levels)
+        widths = [config.c_hidden // 2 ** (levels - 1 - i) for i in range(levels)]
+        c_cond = config.c_clip + config.c_r
+        self.embedding = nn.Embedding(config.num_labels, widths[0])
+        # The published model's layout: the convolution into a level opens its list on the way down, and the one out
+        # of it closes the list on the way up.
+        self.down_blocks = nn.ModuleList()
+        for i, (width, count) in enumerate(zip(widths, config.down_levels, strict=True)):
+            blocks: list[nn.Module] = [nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1)] if i else []
+            blocks += [ResBlock(width, c_cond, 0, sum(config.down_levels)) for _ in range(count)]
+            self.down_blocks.append(nn.ModuleList(blocks))
+        self.up_blocks = nn.ModuleList()
+        for i, count in enumerate(config.up_levels):
+            width = widths[levels - 1 - i]
+            blocks = [
+                ResBlock(width, c_cond, width if j == 0 and i > 0 else 0, sum(config.up_levels)) for j in range(count)
+            ]
+            if i < levels - 1:
+                blocks.append(nn.ConvTranspose2d(width, widths[levels - 2 - i], 4, stride=2, padding=1))
+            self.up_blocks.append(nn.ModuleList(blocks))
+        self.clf = nn.Conv2d(widths[0], config.num_labels, 1)
+
+    @property
+    def stride(self) -> int:
+        """The grid's side must be a multiple of this inside; other grids are padded."""
+        return 2 ** (len(self.config.down_levels) - 1)
+
+    def forward(self, tokens: Tensor, condition: Tensor, t: Tensor) -> Tensor:
+        """Noisy tokens -> logits of the clean ones.
+
+        Args:
+            tokens: (B,h,w) int64 in {0 … N-1}.
+            condition: (B,d), or a map (B,d,h',w') of any size.
+            t: (B,) in [0, 1], 1 = pure noise (the published code's r is 1 - t).
+
+        Returns:
+            (B,N,h,w) logits.
+        """
+        return self.conditioned(condition)(tokens, t)
+
+    def conditioned(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Binds the condition: returns `denoise(tokens (B,h,w), t (B,)) -> logits (B,N,h,w)`.
+
+        The condition's share of every block's modulation is computed here, once, and not at every step. A map is
+        resized bilinearly to each level's grid; as the modulation is linear in it, resizing may come last.
+        """
+        condition = condition.to(self.clf.weight.dtype)
+        if condition.ndim == 2:
+            condition = condition[:, :, None, None]
+        c_clip = self.config.c_clip
+        maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
+            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None]) for block in self._res_blocks()
+        ]
+
+        def denoise(tokens: Tensor, t: Tensor) -> Tensor:
+            return self._logits(tokens, maps, t)
+
+        return denoise
+
+    def _res_blocks(self) -> list[ResBlock]:
+        halves = [*self.down_blocks, *self.up_blocks]
+        return [block for blocks in halves for block in blocks if isinstance(block, ResBlock)]  # type: ignore[union-attr]
+
+    def _logits(self, tokens: Tensor, maps: list[Tensor], t: Tensor) -> Tensor:
+        height, width = tokens.shape[-2:]
+        x = self.embedding(_padded(tokens, self.stride)).permute(0, 3, 1, 2)
+        maps = [_padded_like(m, height, width, self.stride) for m in maps]
+        e = time_embedding(t, self.config.c_r).to(x.dtype)
+        remaining = iter(maps)
+
+        def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
+            if not isinstance(block, ResBlock):
+                return block(x)
+            m = next(remaining)
+            if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
+                m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
+            of_time = F.linear(e, block.cond_mapper.weight[:, self.config.c_clip :], block.cond_mapper.bias)
+            return block(x, m.permute(0, 2, 3, 1) + of_time[:, None, None], skip)
+
+        skips = []
+        for blocks in self.down_blocks:
+            for block in blocks:  # type: ignore[union-attr]
+                x = run(block, x)
+            skips.append(x)
+        skips.pop()
+        for i, blocks in enumerate(self.up_blocks):
+            for j, block in enumerate(blocks):  # type: ignore[arg-type]
+                x = run(block, x, skips.pop() if j == 0 and i > 0 else None)
+        return self.clf(x)[..., :height, :width]
+
+
+def _padding(height: int, width: int, stride: int) -> tuple[int, int]:
+    """Rows and columns to add: up to a multiple of the stride, and at least two cells at the lowest level, which
+    reflection needs."""
+    return tuple(max(-(-side // stride), 2) * stride - side for side in (height, width))  # type: ignore[return-value]
+
+
+def _padded(tokens: Tensor, stride: int) -> Tensor:
+    """The grid with its last row and column repeated as far as the U-Net needs."""
+    bottom, right = _padding(*tokens.shape[-2:], stride)
+    if not (bottom or right):
+        return tokens
+    return F.pad(tokens[:, None].float(), (0, right, 0, bottom), mode="replicate")[:, 0].long()
+
+
+def _padded_like(m: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """A modulation map brought to the grid's size and padded as the grid is; one place stays one place."""
+    bottom, right = _padding(height, width, stride)
+    if m.shape[-2:] == (1, 1) or not (bottom or right):
+        return m
+    if m.shape[-2:] != (height, width):
+        m = F.interpolate(m, size=(height, width), mode="bilinear")
+    return F.pad(m, (0, right, 0, bottom), mode="replicate")

@@ -1,0 +1,319 @@
+"""Laws of the emoji scenes: what a scene, its picture and its caption promise."""
+
+import itertools
+from dataclasses import replace
+from importlib import resources
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from paella.data import scenes
+from paella.data.scenes import BACKGROUND_JITTER, BACKGROUNDS, LAYOUTS, OBJECT_SIZES, OFF_CENTRE, Layout, Scene, Scenes
+
+NAMES = list(scenes.objects())
+
+
+def generator(*seed: int) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def object_masks(scene: Scene, size: int, seed: int, snap: int = 1) -> list[np.ndarray]:
+    """Where each object of the scene is: (size, size) bool, by its difference from the plain background.
+
+    Drawn before two backgrounds, for an object may have the colour of one, and with the other object of a pair
+    invisible.
+    """
+    real, masks = scenes.scaled_sprite, []
+    for seen in scene.objects:
+
+        def only_seen(name: str, longer_side: int, seen: str = seen) -> Image.Image:
+            thing = real(name, longer_side)
+            return thing if name == seen else Image.new("RGBA", thing.size)
+
+        mask = np.zeros((size, size), bool)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scenes, "BACKGROUND_JITTER", 0)
+            patch.setattr(scenes, "scaled_sprite", only_seen)
+            for background in ("white", "black"):
+                picture = scenes.render(replace(scene, background=background), size, generator(seed), snap=snap)
+                mask |= (np.abs(np.asarray(picture, int) - BACKGROUNDS[background]) > 3).any(axis=2)
+        masks.append(mask)
+    return masks
+
+
+def box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of what is True."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def some_scenes(layout: Layout, count: int, seed: int = 0) -> list[Scene]:
+    rng = generator(seed)
+    return [scenes.draw_scene(rng, NAMES, layouts=[layout]) for _ in range(count)]
+
+
+# --- the vocabulary ---
+
+
+def test_vocabularies_have_their_sizes_and_one_holds_the_other() -> None:
+    assert len(NAMES) >= 120
+    assert len(scenes.all_objects()) > 1000
+    assert scenes.objects().items() <= scenes.all_objects().items()
+
+
+def test_the_full_vocabulary_is_sorted_and_plain() -> None:
+    names = list(scenes.all_objects())
+    assert names == sorted(names, key=lambda name: (name.casefold(), name))
+    assert all(name.isascii() and name == " ".join(name.split()) for name in names)
+
+
+def test_every_name_is_one_emoji() -> None:
+    for name, character in scenes.all_objects().items():
+        assert not character.startswith(":"), name  # what an unknown name comes back as
+        # no joined sequences: they fall apart into several pictures where Pillow lacks its optional text shaping
+        assert len(character.removesuffix("\N{VARIATION SELECTOR-16}")) == 1, name
+
+
+@pytest.mark.parametrize("engine", [ImageFont.Layout.BASIC, ImageFont.Layout.RAQM])
+def test_every_name_has_a_picture_of_its_own(engine: ImageFont.Layout) -> None:
+    path = resources.files("paella.data").joinpath("NotoColorEmoji.ttf")
+    font = ImageFont.truetype(str(path), scenes.FONT_SIZE, layout_engine=engine)
+    widest = font.getlength("\N{RED APPLE}")
+    seen: dict[bytes, str] = {}
+    for name, character in scenes.all_objects().items():
+        canvas = Image.new("RGBA", (3 * scenes.FONT_SIZE, 2 * scenes.FONT_SIZE))
+        ImageDraw.Draw(canvas).text((27, 27), character, font=font, embedded_color=True)
+        visible = canvas.getbbox()
+        assert visible is not None, name  # this font draws nothing where it lacks an emoji
+        assert visible[2] - visible[0] <= widest, name  # one picture, not several side by side
+        assert np.count_nonzero(canvas.getchannel("A")) > 500, name
+        assert seen.setdefault(canvas.tobytes(), name) == name
+
+
+def test_sprites_are_cropped_to_what_is_seen() -> None:
+    for name in NAMES:
+        picture = scenes.sprite(name)
+        assert picture.getbbox() == (0, 0, *picture.size)
+
+
+def test_unknown_names_are_an_error() -> None:
+    with pytest.raises(KeyError):
+        scenes.sprite("a thing without a picture")
+
+
+# --- the data set ---
+
+
+@pytest.mark.parametrize("lookalike_groups", [False, True])
+def test_a_sample_is_a_function_of_seed_and_index_alone(lookalike_groups: bool) -> None:
+    first, second = (Scenes(32, 7, lookalike_groups=lookalike_groups) for _ in range(2))
+    forwards = [first[i] for i in range(24)]
+    backwards = [second[i] for i in reversed(range(24))][::-1]
+    for (picture, words), (same_picture, same_words) in zip(forwards, backwards, strict=True):
+        assert picture.tobytes() == same_picture.tobytes()
+        assert words == same_words
+
+
+def test_seeds_and_indices_differ() -> None:
+    drawn = [Scenes(32, seed)[index][0].tobytes() for seed in range(4) for index in range(25)]
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_samples_are_rgb_of_the_asked_size() -> None:
+    for size in (17, 32, 64):
+        assert all((p.mode, p.size) == ("RGB", (size, size)) for p, _ in (Scenes(size)[i] for i in range(8)))
+
+
+def test_only_the_given_names_are_drawn() -> None:
+    rng = generator(1)
+    names = ["fox", "pear", "bus"]
+    assert {name for _ in range(200) for name in scenes.draw_scene(rng, names).objects} == set(names)
+
+
+def test_layouts_have_their_shares_and_pairs_two_different_objects() -> None:
+    rng = generator(2)
+    drawn = [scenes.draw_scene(rng, NAMES, accept=lambda scene: True) for _ in range(4000)]
+    for layout, share in zip(LAYOUTS, scenes.LAYOUT_SHARES, strict=True):
+        assert np.mean([scene.layout == layout for scene in drawn]) == pytest.approx(share, abs=0.04)
+    for scene in drawn:
+        pair = scene.layout in ("horizontal", "vertical")
+        assert len(scene.objects) == len(set(scene.objects)) == (2 if pair else 1)
+
+
+# --- what is held out ---
+
+
+def test_about_a_tenth_of_ordered_pairs_is_held_out_whatever_the_layout() -> None:
+    pairs = list(itertools.permutations(NAMES, 2))
+    held = [scenes.held_out(Scene(pair, "white", "horizontal")) for pair in pairs]
+    assert np.mean(held) == pytest.approx(0.1, abs=0.01)
+    for pair, is_held in list(zip(pairs, held, strict=True))[::97]:
+        for layout, background in itertools.product(("horizontal", "vertical"), ("red", "teal")):
+            assert scenes.held_out(Scene(pair, background, layout)) == is_held
+
+
+def test_single_objects_are_never_held_out() -> None:
+    assert not any(scenes.held_out(Scene((name,), "white", layout)) for name in NAMES for layout in ("single", "small"))
+
+
+def test_held_out_pairs_are_drawn_only_when_asked_for() -> None:
+    rng = generator(3)
+    names = NAMES[:12]
+    assert not any(scenes.held_out(scenes.draw_scene(rng, names)) for _ in range(1500))
+    assert all(scenes.held_out(scenes.draw_scene(rng, names, accept=scenes.held_out)) for _ in range(20))
+
+
+def test_lookalikes_are_not_held_out_and_else_differ_in_one_respect() -> None:
+    rng = generator(4)
+    replaced = 0
+    for _ in range(800):
+        scene = scenes.draw_scene(rng, NAMES)
+        variants = scenes.lookalikes(scene, rng, NAMES)
+        assert len(variants) == 3
+        assert not any(scenes.held_out(variant) for variant in variants)
+        for variant in variants:
+            same = [getattr(variant, field) == getattr(scene, field) for field in ("objects", "background", "layout")]
+            replaced += same.count(False) != 1
+    assert 0 < replaced < 0.05 * 2400  # the reversed pairs that would have been held out
+
+
+def test_groups_of_four_are_a_scene_and_its_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Scene] = []
+    monkeypatch.setattr(scenes, "render", lambda scene, *_, **__: drawn.append(scene))
+    data = Scenes(32, 5, lookalike_groups=True)
+    for index in range(400):
+        data[index]
+    assert not any(scenes.held_out(scene) for scene in drawn)
+    groups = [drawn[i : i + 4] for i in range(0, len(drawn), 4)]
+    assert all(group[3].background != group[0].background for group in groups)
+    assert all(group[3].objects == group[0].objects for group in groups)
+    assert np.mean([len(set(group)) == 4 for group in groups]) > 0.98
+
+
+# --- pictures ---
+
+
+def test_the_background_stays_near_its_colour() -> None:
+    lowest, highest = np.full(3, 255), np.full(3, -255)
+    for seed, (background, colour) in enumerate(BACKGROUNDS.items()):
+        for again in range(20):
+            picture = scenes.render(Scene(("fox",), background, "small"), 32, generator(seed, again))
+            colours = picture.getcolors(32 * 32)
+            assert colours is not None
+            plain = np.array(max(colours)[1])  # the most frequent colour
+            assert (np.abs(plain - colour) <= BACKGROUND_JITTER).all()
+            lowest, highest = np.minimum(lowest, plain - colour), np.maximum(highest, plain - colour)
+    assert (lowest < -BACKGROUND_JITTER / 2).all() and (highest > BACKGROUND_JITTER / 2).all()
+
+
+@pytest.mark.parametrize("snap", [1, 4, 8])
+@pytest.mark.parametrize("size", [32, 64])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_objects_have_their_size_and_stay_in_their_half(layout: Layout, size: int, snap: int) -> None:
+    low, high = (share * size for share in OBJECT_SIZES[layout])
+    for seed, scene in enumerate(some_scenes(layout, 12)):
+        masks = object_masks(scene, size, seed, snap)
+        for position, mask in enumerate(masks):
+            left, top, right, bottom = box(mask)
+            # the softest edge of an object may be too faint to count
+            assert low - 2 <= max(right - left, bottom - top) <= high
+            if layout == "horizontal":
+                assert (left >= size // 2) if position else (right <= size // 2)
+            if layout == "vertical":
+                assert (top >= size // 2) if position else (bottom <= size // 2)
+
+
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "small"])
+def test_centred_objects_stray_little(layout: Layout) -> None:
+    size = 64
+    middles = {"single": [(32, 32)], "horizontal": [(16, 32), (48, 32)], "vertical": [(32, 16), (32, 48)]}[layout]
+    for seed, scene in enumerate(some_scenes(layout, 12, seed=1)):
+        for mask, middle in zip(object_masks(scene, size, seed), middles, strict=True):
+            left, top, right, bottom = box(mask)
+            centre = np.array([(left + right) / 2, (top + bottom) / 2])
+            assert (np.abs(centre - middle) <= OFF_CENTRE * size + 1.5).all()  # whole pixels, faint edges
+
+
+def test_small_objects_go_anywhere() -> None:
+    boxes = [box(object_masks(scene, 64, seed)[0]) for seed, scene in enumerate(some_scenes("small", 60))]
+    centres = np.array([((left + right) / 2, (top + bottom) / 2) for left, top, right, bottom in boxes])
+    assert (centres.min(axis=0) < 22).all() and (centres.max(axis=0) > 42).all()
+
+
+@pytest.mark.parametrize("snap", [2, 4, 8])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_snapped_sizes_and_places_are_multiples(monkeypatch: pytest.MonkeyPatch, layout: Layout, snap: int) -> None:
+    size, sides, places = 64, [], []
+    scaled, paste = scenes.scaled_sprite, Image.Image.paste
+    monkeypatch.setattr(scenes, "scaled_sprite", lambda name, side: sides.append(side) or scaled(name, side))
+    monkeypatch.setattr(
+        Image.Image, "paste", lambda self, thing, at, mask: places.extend(at) or paste(self, thing, at, mask)
+    )
+    for seed, scene in enumerate(some_scenes(layout, 60)):
+        scenes.render(scene, size, generator(seed), snap=snap)
+    low, high = (share * size for share in OBJECT_SIZES[layout])
+    assert all(low <= side <= high for side in sides)
+    if any(low <= multiple <= high for multiple in range(0, size, snap)):
+        assert all(side % snap == 0 for side in sides)
+    assert places and all(place % snap == 0 for place in places)
+
+
+# --- captions ---
+
+
+@pytest.mark.parametrize("words", ["an apple", "a pear", "an orange", "an unicorn", "a T-Rex"])
+def test_an_stands_before_a_vowel_letter(words: str) -> None:
+    assert scenes.article(words.split(" ", 1)[1]) == words
+
+
+def test_wordings() -> None:
+    assert scenes.captions(Scene(("apple",), "orange", "single")) == [
+        "an apple on an orange background",
+        "an apple",
+        "apple",
+    ]
+    assert scenes.captions(Scene(("apple",), "light blue", "small")) == ["a small apple on a light blue background"]
+    assert scenes.captions(Scene(("fox", "owl"), "teal", "horizontal")) == [
+        "a fox to the left of an owl on a teal background",
+        "an owl to the right of a fox on a teal background",
+    ]
+    assert scenes.captions(Scene(("fox", "owl"), "teal", "vertical")) == [
+        "a fox above an owl on a teal background",
+        "an owl below a fox on a teal background",
+    ]
+
+
+@pytest.mark.parametrize("layout", ["horizontal", "vertical"])
+def test_the_first_named_object_is_where_the_caption_says(layout: Layout) -> None:
+    """Both wordings of a pair, read against the picture."""
+    axis = 0 if layout == "horizontal" else 1
+    for seed, scene in enumerate(some_scenes(layout, 6, seed=2)):
+        middle = {
+            name: box(mask)[axis] for name, mask in zip(scene.objects, object_masks(scene, 64, seed), strict=True)
+        }
+        for words in scenes.captions(scene):
+            before = " to the left of " in words or " above " in words
+            (first, second) = sorted(scene.objects, key=lambda name: words.index(scenes.article(name)))
+            assert (middle[first] < middle[second]) == before
+
+
+def test_no_wording_describes_two_scenes() -> None:
+    """Names such as "small airplane" or a colour would make captions ambiguous."""
+    names = list(scenes.all_objects())
+    singles = [Scene((name,), "white", layout) for name in names for layout in ("single", "small")]
+    rng = generator(6)
+    pairs = {scenes.draw_scene(rng, names, layouts=["horizontal", "vertical"]) for _ in range(500)}
+    wordings = [words for scene in [*singles, *pairs] for words in scenes.captions(scene)]
+    assert len(set(wordings)) == len(wordings)
+
+
+def test_full_captions_name_the_background_and_others_nearly_always() -> None:
+    rng = generator(7)
+    for scene in some_scenes("single", 50):
+        assert scene.background in scenes.caption(scene, rng, full=True)
+    scene = Scene(("fox",), "teal", "single")
+    named = np.mean(["teal" in scenes.caption(scene, rng) for _ in range(500)])
+    assert named == pytest.approx(0.8, abs=0.07)
+    assert {scenes.caption(scene, rng) for _ in range(100)} == set(scenes.captions(scene))
+    assert all("background" in Scenes(8, full_captions=True)[i][1] for i in range(60))
