@@ -9,15 +9,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from paella.clip import Clip
+from paella.sampler import SamplerSettings
+from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
 
+if TYPE_CHECKING:
+    from paella.pipeline import Paella
+
+FORMAT = 1
 C = TypeVar("C")
 
 
@@ -54,7 +61,9 @@ def config_from(cls: type[C], values: Mapping[str, Any], path: Path) -> C:
     """The config record of those values; lists become tuples, as the records have them."""
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
-        raise CheckpointError(f"model: {path} has unknown keys: {', '.join(unknown)}; allowed: {', '.join(sorted(known))}")
+        raise CheckpointError(
+            f"model: {path} has unknown keys: {', '.join(unknown)}; allowed: {', '.join(sorted(known))}"
+        )
     try:
         return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
     except (TypeError, ValueError) as error:
@@ -64,7 +73,7 @@ def config_from(cls: type[C], values: Mapping[str, Any], path: Path) -> C:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it has no __iter__
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
     except FileNotFoundError as error:
         raise CheckpointError(f"model: {path} is missing") from error
     except (OSError, SafetensorError) as error:
@@ -99,6 +108,7 @@ def save_module(module: nn.Module, path: Path, dtype: torch.dtype | None = None)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial)
+    partial.chmod(0o644)
     os.replace(partial, path)
 
 
@@ -113,3 +123,67 @@ def load_vqgan(folder: str | Path) -> VQGAN:
     vqgan = VQGAN(config_from(VQGANConfig, read_json(folder / "vqgan.json"), folder / "vqgan.json"))
     load_strictly(vqgan, read_tensors(folder / "vqgan.safetensors"), folder / "vqgan.safetensors")
     return vqgan.eval()
+
+
+def load_predictor(folder: str | Path) -> TokenPredictor:
+    """The token predictor of a model folder (or "builtin"), float32, in evaluation mode."""
+    folder = model_folder(folder)
+    predictor = TokenPredictor(config_from(UNetConfig, read_json(folder / "predictor.json"), folder / "predictor.json"))
+    load_strictly(predictor, read_tensors(folder / "predictor.safetensors"), folder / "predictor.safetensors")
+    return predictor.eval()
+
+
+def load_clip(name: str | Path) -> Clip:
+    """The CLIP of a model folder (or "builtin"), or else of a folder or hub id in transformers' format."""
+    own = model_folder(name) / "clip"
+    return Clip.load(own if own.is_dir() else name)
+
+
+def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
+    """Writes a complete model folder, in half precision by default; `load_model` reads it back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_module(pipeline.predictor, folder / "predictor.safetensors", dtype)
+    write_json(asdict(pipeline.predictor.config), folder / "predictor.json")
+    save_vqgan(pipeline.vqgan, folder, dtype)
+    pipeline.clip.save(folder / "clip", dtype)
+    # last: a folder without it is not a model, so a half-written one is refused
+    write_json(
+        {
+            "format": FORMAT,
+            "name": pipeline.name,
+            "size": pipeline.size,
+            "sampler": asdict(pipeline.settings),
+            "objects": pipeline.objects,
+        },
+        folder / "model.json",
+    )
+
+
+def load_model(folder: Path) -> dict[str, Any]:
+    """Everything of a model folder, as the keyword arguments of `Paella`.
+
+    Raises:
+        CheckpointError: a file is missing, truncated, or of another shape than its config says.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"model: {folder} is not a folder")
+    about = read_json(folder / "model.json")
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"model: {folder / 'model.json'} has format {about.get('format')!r}; this reads {FORMAT}")
+    if missing := {"size", "sampler"} - set(about):
+        raise CheckpointError(f"model: {folder / 'model.json'} lacks {', '.join(sorted(missing))}")
+    vqgan, clip, predictor = load_vqgan(folder), load_clip(folder), load_predictor(folder)
+    if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
+        raise CheckpointError(
+            f"model: the parts of {folder} do not fit: the predictor is for {predictor.config.num_labels} codes and "
+            f"embeddings of {predictor.config.c_clip}, the VQGAN has {vqgan.config.n_embed}, CLIP {clip.dim}"
+        )
+    return {
+        "predictor": predictor,
+        "vqgan": vqgan,
+        "clip": clip,
+        "settings": config_from(SamplerSettings, about["sampler"], folder / "model.json"),
+        "size": about["size"],
+        "name": about.get("name", folder.name),
+        "objects": about.get("objects", []),
+    }

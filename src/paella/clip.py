@@ -71,7 +71,7 @@ class Clip:
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Pictures (B,3,H,W) in [0, 1] -> embeddings (B,d). Resized to the encoder's size, centre-cropped to a square."""
+        """Pictures (B,3,H,W) in [0, 1] -> embeddings (B,d), resized and centre-cropped to what the encoder takes."""
         pooled = self.model.vision_model(pixel_values=self.prepare(pixels)).pooler_output
         return self._scaled(self.model.visual_projection(pooled))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def sample(
 
     renoise_source = RENOISE_SOURCES[settings.renoise]
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         logits = denoise(tokens, torch.full((len(tokens),), t, device=device))
         codes = logits.shape[1]
         rows = logits.permute(0, 2, 3, 1).float()  # (B, h, w, N)

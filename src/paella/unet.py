@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,7 +25,9 @@ class UNetConfig:
     def __post_init__(self) -> None:
         levels = len(self.down_levels)
         if len(self.up_levels) != levels or levels == 0:
-            raise ValueError(f"unet: down_levels and up_levels must be equally many, not {levels}, {len(self.up_levels)}")
+            raise ValueError(
+                f"unet: down_levels and up_levels must be equally many, not {levels}, {len(self.up_levels)}"
+            )
         if self.c_hidden % 2 ** (levels - 1):
             raise ValueError(f"unet: c_hidden must be a multiple of {2 ** (levels - 1)}, not {self.c_hidden}")
 
@@ -98,7 +99,7 @@ class TokenPredictor(nn.Module):
 
     def _res_blocks(self) -> list[ResBlock]:
         halves = [*self.down_blocks, *self.up_blocks]
-        return [block for blocks in halves for block in blocks if isinstance(block, ResBlock)]  # type: ignore[union-attr]
+        return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 
     def _logits(self, tokens: Tensor, maps: list[Tensor], t: Tensor) -> Tensor:
         height, width = tokens.shape[-2:]
@@ -118,25 +119,26 @@ class TokenPredictor(nn.Module):
 
         skips = []
         for blocks in self.down_blocks:
-            for block in blocks:  # type: ignore[union-attr]
+            for block in blocks.children():
                 x = run(block, x)
             skips.append(x)
         skips.pop()
         for i, blocks in enumerate(self.up_blocks):
-            for j, block in enumerate(blocks):  # type: ignore[arg-type]
+            for j, block in enumerate(blocks.children()):
                 x = run(block, x, skips.pop() if j == 0 and i > 0 else None)
         return self.clf(x)[..., :height, :width]
 
 
 def _padding(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Rows and columns to add: up to a multiple of the stride, and at least two cells at the lowest level, which
-    reflection needs."""
-    return tuple(max(-(-side // stride), 2) * stride - side for side in (height, width))  # type: ignore[return-value]
+    """Rows and columns to add: to a multiple of the stride, with the two cells at the lowest level that reflection
+    needs."""
+    bottom, right = (max(-(-side // stride), 2) * stride - side for side in (height, width))
+    return bottom, right
 
 
 def _padded(tokens: Tensor, stride: int) -> Tensor:
     """The grid with its last row and column repeated as far as the U-Net needs."""
-    bottom, right = _padding(*tokens.shape[-2:], stride)
+    bottom, right = _padding(tokens.shape[-2], tokens.shape[-1], stride)
     if not (bottom or right):
         return tokens
     return F.pad(tokens[:, None].float(), (0, right, 0, bottom), mode="replicate")[:, 0].long()

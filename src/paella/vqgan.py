@@ -191,10 +191,11 @@ class NearestQuantizer(nn.Module):
 
     def tokens(self, z: Tensor) -> Tensor:
         """Latent (B,C,h,w) -> tokens (B,h,w) int64. In float32: half precision swaps close neighbours."""
-        codes = self.embedding.weight.float()
-        flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
-        distance = codes.square().sum(1) - 2 * flat @ codes.T  # |z|² is the same for every code
-        return distance.argmin(-1)
+        with torch.autocast(z.device.type, enabled=False):
+            codes = self.embedding.weight.float()
+            flat = z.permute(0, 2, 3, 1).float()  # (B, h, w, C)
+            distance = codes.square().sum(1) - 2 * flat @ codes.T  # |z|² is the same for every code
+            return distance.argmin(-1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens (B,h,w) -> latent (B,C,h,w)."""
@@ -210,8 +211,10 @@ class GumbelQuantizer(nn.Module):
         self.embed = nn.Embedding(config.n_embed, config.embed_dim)
 
     def tokens(self, z: Tensor) -> Tensor:
-        """Latent (B,C,h,w) -> tokens (B,h,w) int64."""
-        return self.proj(z).argmax(1)
+        """Latent (B,C,h,w) -> tokens (B,h,w) int64. In float32, as half precision makes ties."""
+        assert self.proj.bias is not None
+        with torch.autocast(z.device.type, enabled=False):
+            return F.conv2d(z.float(), self.proj.weight.float(), self.proj.bias.float()).argmax(1)
 
     def lookup(self, tokens: Tensor) -> Tensor:
         """Tokens (B,h,w) -> latent (B,C,h,w)."""
@@ -228,7 +231,9 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(config)
         # the Gumbel projection reads z_channels, the nearest codebook embed_dim
         latent = config.embed_dim if config.quantizer == "nearest" else config.z_channels
-        self.quantize = {"nearest": NearestQuantizer, "gumbel": GumbelQuantizer}[config.quantizer](config)
+        self.quantize: NearestQuantizer | GumbelQuantizer = (
+            NearestQuantizer(config) if config.quantizer == "nearest" else GumbelQuantizer(config)
+        )
         self.quant_conv = nn.Conv2d(config.z_channels, latent, 1)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
 

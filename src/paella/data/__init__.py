@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -68,7 +68,7 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
 
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
     """An endless loader of (pixels, captions) batches, from sample number `start` on."""
-    length = len(data) if hasattr(data, "__len__") else None
+    length = len(data) if isinstance(data, Sized) else None
     return DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=batch_size,

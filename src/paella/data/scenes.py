@@ -76,7 +76,7 @@ def all_objects() -> dict[str, str]:
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene is a pair kept for evaluation: a tenth of all ordered pairs, chosen by a hash of their names."""
+    """Whether the scene is a pair kept for evaluation: a tenth of all ordered pairs, by a hash of their names."""
     return len(scene.objects) == 2 and int(hashlib.sha1("|".join(scene.objects).encode()).hexdigest(), 16) % 10 == 0
 
 
@@ -184,7 +184,10 @@ def captions(scene: Scene) -> list[str]:
         case "small":
             return [f"a small {scene.objects[0]} {where}"]
         case "horizontal":
-            return [f"{things[0]} to the left of {things[1]} {where}", f"{things[1]} to the right of {things[0]} {where}"]
+            return [
+                f"{things[0]} to the left of {things[1]} {where}",
+                f"{things[1]} to the right of {things[0]} {where}",
+            ]
         case "vertical":
             return [f"{things[0]} above {things[1]} {where}", f"{things[1]} below {things[0]} {where}"]
 

@@ -4,28 +4,32 @@ A rendering is pasted onto the picture's own background colour and correlated wi
 scales, every position, each colour channel less its mean over the window. A window is square and reaches a little
 beyond the object on every side, so that the outline counts: an object of flat colour has little else to be told by.
 (Correlating under the object's alpha alone, the other way to leave out an unknown background, loses the outline.)
+
+Both are blurred and halved first. A generated picture is never sharp to the pixel, and what the blur takes from two
+objects' difference it gives back many times in tolerance of places and sizes between those that are tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, scaled_sprite
+from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, Layout, scaled_sprite
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 
+GRID = 32  # cells to a side that pictures of any size are matched at
 FLAT = 2 / 255  # a window that varies less than this is taken to vary this much, so that a flat one matches nothing
-BORDER = 2 / 64  # width of the border that the background is read from; this and the rest as shares of a picture's side
+CHUNK = 64  # pictures matched at once: bounds the memory
+# the rest as shares of a picture's side
+BORDER = 2 / 64  # width of the border that the background is read from
 MARGIN = 2 / 64  # how far a window reaches beyond the longer side of its object
 OUTSIDE = 10 / 64  # how far a window may reach out of the picture, where it sees more background
 OVERHANG = 2 / 64  # how far the search in one half of a picture reaches into the other
-CHUNK = 32  # pictures matched at once: bounds the memory
 
 
 class Matcher:
@@ -33,14 +37,14 @@ class Matcher:
 
     Args:
         scales: number of sizes that each object is tried at.
-        stride: of the positions, in pixels.
 
     Raises:
         KeyError: a name is not in the vocabulary of `paella.data.scenes`.
     """
 
-    def __init__(self, names: Sequence[str], size: int = 64, *, scales: int = 5, stride: int = 2) -> None:
-        self.names, self.size, self.scales, self.stride = list(names), size, scales, stride
+    def __init__(self, names: Sequence[str], size: int = 64, *, scales: int = 5) -> None:
+        self.names, self.size, self.scales = list(names), size, scales
+        self.cell = max(1, size // GRID)  # pixels
         self._templates: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -68,25 +72,25 @@ class Matcher:
         for chunk in pictures.split(CHUNK):
             chunk = as_float(chunk)
             background = border_colour(chunk)
-            seen = chunk[:, :, top:bottom, left:right] - background[..., None, None]
+            seen = self._coarse(chunk[:, :, top:bottom, left:right] - background[..., None, None])
             best.append(torch.stack([self._match(seen, background, length) for length in lengths]).amax(0))
         return torch.cat(best) if best else torch.zeros(0, len(self.names))
 
     def _match(self, seen: Tensor, background: Tensor, length: int) -> Tensor:
-        """(B, names): the greatest correlation over all positions. `seen` (B, 3, h, w) is less its background (B, 3)."""
+        """(B, names): the greatest correlation over all positions in `seen` (B, 3, h, w), coarse and less `background`."""
         templates = self._templates_of(length)
         colour, alpha = templates[:, :3], templates[:, 3]
         window = templates.shape[-1]
         area = window * window
-        pads = [max(round(OUTSIDE * self.size), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
+        pads = [max(round(OUTSIDE * GRID), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
         seen = F.pad(seen, (pads[1], pads[1], pads[0], pads[0]))
 
         # An object pasted onto the background, less that background, is: colour - alpha * background.
         # So its correlation with a window is one convolution, whose fourth channel carries the background.
         behind = -(seen * background[..., None, None]).sum(1, keepdim=True)
-        product = F.conv2d(torch.cat([seen, behind], 1), templates, stride=self.stride)  # (B, names, h, w)
-        window_mean = F.avg_pool2d(seen, window, self.stride)  # (B, 3, h, w)
-        window_square = F.avg_pool2d(seen.square().sum(1), window, self.stride) * area  # (B, h, w)
+        product = F.conv2d(torch.cat([seen, behind], 1), templates)  # (B, names, h, w)
+        window_mean = F.avg_pool2d(seen, window, 1)  # (B, 3, h, w)
+        window_square = F.avg_pool2d(seen.square().sum(1), window, 1) * area  # (B, h, w)
         object_sum = colour.sum((2, 3)) - background[:, None] * alpha.sum((1, 2))[:, None]  # (B, names, 3)
         object_square = (
             colour.square().sum((1, 2, 3))
@@ -101,10 +105,14 @@ class Matcher:
         correlation = covariance / (window_energy[:, None] * object_energy[..., None, None]).sqrt()
         return correlation.flatten(2).amax(2)
 
+    def _coarse(self, maps: Tensor) -> Tensor:
+        """Maps of pixels to maps of cells, each the mean of twice its width and height; nothing is 0, the background."""
+        return F.avg_pool2d(maps, 2 * self.cell, self.cell, self.cell // 2)
+
     def _templates_of(self, length: int) -> Tensor:
         """(names, 4, window, window): each object in the middle of its window, colour times alpha, and alpha."""
         if length not in self._templates:
-            window = length + 2 * round(MARGIN * self.size)
+            window = -(-(length + 2 * round(MARGIN * self.size)) // self.cell) * self.cell
             templates = np.zeros((len(self.names), window, window, 4), np.float32)
             for template, name in zip(templates, self.names, strict=True):
                 thing = np.asarray(scaled_sprite(name, length), np.float32) / 255
@@ -112,14 +120,20 @@ class Matcher:
                 height, width = thing.shape[:2]
                 top, left = (window - height) // 2, (window - width) // 2
                 template[top : top + height, left : left + width] = thing
-            self._templates[length] = torch.from_numpy(templates).permute(0, 3, 1, 2).contiguous()
+            self._templates[length] = self._coarse(torch.from_numpy(templates).permute(0, 3, 1, 2))
         return self._templates[length]
 
 
-def half(layout: Literal["horizontal", "vertical"], index: int, size: int) -> Box:
-    """Where object `index` (0: left or upper, 1: right or lower) of a pair is looked for in a `size` x `size` picture."""
-    start, end = (0, size // 2 + round(OVERHANG * size)) if index == 0 else (size // 2 - round(OVERHANG * size), size)
-    return (start, 0, end, size) if layout == "horizontal" else (0, start, size, end)
+def rooms(layout: Layout, size: int) -> list[Box]:
+    """Where each object of a scene is looked for in a `size` x `size` picture: of a pair, each in its own half."""
+    near, far = size // 2 + round(OVERHANG * size), size // 2 - round(OVERHANG * size)
+    match layout:
+        case "horizontal":
+            return [(0, 0, near, size), (far, 0, size, size)]
+        case "vertical":
+            return [(0, 0, size, near), (0, far, size, size)]
+        case _:
+            return [(0, 0, size, size)]
 
 
 def as_float(pictures: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,6 +112,7 @@ class ClipStage(Stage):
 
     def __init__(self, recipe: ClipRecipe) -> None:
         self.recipe = recipe
+        torch.manual_seed(recipe.seed)  # of the initial weights
         self.data = open_data(recipe.data, recipe.seed)
         if recipe.init_from is not None:
             from paella.checkpoint import model_folder
@@ -147,7 +148,7 @@ class ClipStage(Stage):
 
 def _captions(data: PictureData, count: int) -> list[str]:
     """Captions of the data, without drawing the pictures where the data can say them alone."""
-    length = len(data) if hasattr(data, "__len__") else count
+    length = len(data) if isinstance(data, Sized) else count
     say = getattr(data, "caption", lambda index: data[index][1])
     return [say(index) for index in range(min(count, length))]
 
@@ -168,13 +169,14 @@ def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list
 @torch.no_grad()
 def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[int]:
     """For each picture, which caption is nearest to it in CLIP space."""
+    training = clip.model.training
     clip.model.eval()
     device = clip.model.device
     pixels = collate([(picture, "") for picture in pictures])[0].to(device)
     image = torch.cat([clip.embed_images(part) for part in pixels.split(100)])
     text = torch.cat([clip.embed_text(captions[i : i + 100]) for i in range(0, len(captions), 100)])
     found = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1).tolist()
-    clip.model.train()
+    clip.model.train(training)
     return found
 
 

@@ -134,7 +134,7 @@ def load_checkpoint(
     """
     with safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it has no __iter__
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
     try:
         for part, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{part}/"))
@@ -180,7 +180,9 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     stage.device = accelerator.device
     plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
-        name: AdamW(decayed(module, recipe.optimizer.weight_decay), recipe.optimizer.learning_rate, recipe.optimizer.betas)
+        name: AdamW(
+            decayed(module, recipe.optimizer.weight_decay), recipe.optimizer.learning_rate, recipe.optimizer.betas
+        )
         for name, module in plain.items()
     }
     for name, module in plain.items():
@@ -330,7 +332,14 @@ class _Progress:
     """A progress bar with the time left and the latest figures."""
 
     def __init__(self, done: int, steps: int, active: bool, journal: _Journal) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         self.journal = journal
         self.bar = Progress(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,13 +54,14 @@ class PredictorStage(Stage):
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         self.recipe = recipe
+        torch.manual_seed(recipe.seed)  # of the initial weights
         self.data = open_data(recipe.data, recipe.seed)
         self.vqgan, self.clip = load_vqgan(recipe.vqgan).requires_grad_(False), load_clip(recipe.clip)
         sizes = {"num_labels": self.vqgan.config.n_embed, "c_clip": self.clip.dim}
         predictor = TokenPredictor(UNetConfig(**{**vars(recipe.model), **sizes}))
         if recipe.init_from is not None:
             predictor = load_predictor(recipe.init_from).train()
-            if vars(predictor.config).items() < sizes.items():
+            if not sizes.items() <= vars(predictor.config).items():
                 raise ValueError(f"init_from: its predictor is not for this VQGAN and CLIP ({sizes})")
         self.modules = {"predictor": predictor}
 
@@ -75,9 +76,11 @@ class PredictorStage(Stage):
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
         noisy = add_noise(u, t, noise, torch.rand(u.shape).to(device))
         noisy = torch.where(clean_regions(batch, height, width, recipe.region_share).to(device), u, noisy)
-        logits = self.modules["predictor"](noisy, condition, t).float()
-        each = F.cross_entropy(logits, u, label_smoothing=recipe.label_smoothing, reduction="none").mean((1, 2))
-        right = (logits.argmax(1) == u).float().mean((1, 2))
+        logits = self.modules["predictor"](noisy, condition, t)
+        rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).float()  # contiguous: a softmax far faster
+        each = F.cross_entropy(rows, u.flatten(), label_smoothing=recipe.label_smoothing, reduction="none")
+        each = each.view(batch, -1).mean(1)
+        right = (rows.argmax(1) == u.flatten()).float().view(batch, -1).mean(1)
         copied = (noisy == u).float().mean((1, 2))
         metrics: dict[str, Tensor | float] = {"loss": each.mean(), "accuracy": right.mean(), "copied": copied.mean()}
         for level in range(NOISE_LEVELS):
@@ -103,7 +106,8 @@ class PredictorStage(Stage):
         return Paella(predictor, self.vqgan, self.clip, self.recipe.sampler, self.recipe.data.size, objects=names)
 
     def preview(self, shipped: nn.Module) -> Image.Image:
-        captions = [self.data[i][1] for i in range(16)]
+        count = min(16, len(self.data)) if isinstance(self.data, Sized) else 16
+        captions = [self.data[i][1] for i in range(count)]
         return contact_sheet(self.pipeline(shipped).generate(captions), captions)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from paella.data import collate, open_data
 from paella.images import contact_sheet, to_pictures
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
-from paella.vqgan import VQGAN, VQGANConfig
+from paella.vqgan import VQGAN, NearestQuantizer, VQGANConfig
 
 
 @dataclass
@@ -26,6 +26,7 @@ class VQGANRecipe(Recipe):
     commitment_weight: float = 0.25
     codebook_decay: float = 0.99
     revive_below: float = 0.5  # codes used less often than this per batch (moving average) start anew from the data
+    decoder_only: bool = False  # tokens stay what they are, so that a predictor trained on them stays good
     discriminator_from: int = 0  # step at which the discriminator starts to learn
     adversarial_from: int | None = None  # step at which it starts to count; None = never
     adversarial_weight: float = 0.5
@@ -39,11 +40,20 @@ class Autoencoder(nn.Module):
         super().__init__()
         from vector_quantize_pytorch import VectorQuantize
 
-        self.vqgan = VQGAN(recipe.model)
+        self.vqgan = VQGAN(recipe.model) if recipe.init_from is None else load_vqgan(recipe.init_from).train()
+        if not isinstance(self.vqgan.quantize, NearestQuantizer):
+            raise ValueError(f"model.quantizer: only nearest can be trained here, not {self.vqgan.config.quantizer}")
         self.vqgan.quantize.requires_grad_(False)  # a copy of the learning codebook, made by `finished`
+        self.decoder_only = recipe.decoder_only
+        if recipe.decoder_only:
+            if recipe.init_from is None:
+                raise ValueError("decoder_only: needs init_from, a VQGAN whose encoder is trained already")
+            self.vqgan.encoder.requires_grad_(False)
+            self.vqgan.quant_conv.requires_grad_(False)
+            return
         self.codebook = VectorQuantize(
-            dim=recipe.model.embed_dim,
-            codebook_size=recipe.model.n_embed,
+            dim=self.vqgan.config.embed_dim,
+            codebook_size=self.vqgan.config.n_embed,
             decay=recipe.codebook_decay,
             commitment_weight=recipe.commitment_weight,
             kmeans_init=recipe.init_from is None,
@@ -52,14 +62,16 @@ class Autoencoder(nn.Module):
             accept_image_fmap=True,
         )
         if recipe.init_from is not None:
-            self.vqgan.load_state_dict(load_vqgan(recipe.init_from).state_dict())
-            codes = self.vqgan.quantize.embedding.weight
-            self.codebook._codebook.embed.copy_(codes[None])
-            self.codebook._codebook.embed_avg.copy_(codes[None])
+            codes = self.vqgan.quantize.embedding.weight[None]
+            self.codebook._codebook.embed.copy_(codes)
+            self.codebook._codebook.embed_avg.copy_(codes)
             self.codebook._codebook.cluster_size.fill_(1.0)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels (B,3,H,W) in [0, 1] -> reconstruction, commitment loss."""
+        if self.decoder_only:
+            quantized = self.vqgan.quantize.lookup(self.vqgan.encode(pixels))
+            return self.vqgan.decode_latent(quantized), torch.zeros((), device=pixels.device)
         z = self.vqgan.latent(pixels)
         with torch.autocast(z.device.type, enabled=False):
             quantized, _, commitment = self.codebook(z.float())
@@ -67,7 +79,8 @@ class Autoencoder(nn.Module):
 
     def finished(self) -> VQGAN:
         """The VQGAN with the codebook as it stands."""
-        self.vqgan.quantize.embedding.weight.data.copy_(self.codebook.codebook)
+        if not self.decoder_only:
+            self.vqgan.quantize.load_state_dict({"embedding.weight": self.codebook.codebook})
         return self.vqgan
 
 
@@ -90,12 +103,14 @@ class VQGANStage(Stage):
 
     def __init__(self, recipe: VQGANRecipe) -> None:
         self.recipe = recipe
+        torch.manual_seed(recipe.seed)  # of the initial weights
         self.data = open_data(recipe.data, recipe.seed)
         self.modules = {"autoencoder": Autoencoder(recipe)}
         if recipe.adversarial_from is not None:
             self.modules["discriminator"] = PatchDiscriminator()
         unseen = open_data(recipe.data, recipe.seed + 1)
-        self.fixed, _ = collate([unseen[i] for i in range(min(256, len(unseen) if hasattr(unseen, "__len__") else 256))])
+        count = min(256, len(unseen)) if isinstance(unseen, Sized) else 256
+        self.fixed, _ = collate([unseen[i] for i in range(count)])
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
         autoencoder = self.modules["autoencoder"]
@@ -105,7 +120,7 @@ class VQGANStage(Stage):
         output = output.float()
         difference = F.l1_loss(output, pixels) + self.recipe.gradient_weight * gradient_loss(output, pixels)
         metrics = {"l1": F.l1_loss(output, pixels), "commitment": commitment}
-        adversarial = torch.zeros(())
+        adversarial = torch.zeros((), device=pixels.device)
         if judged and step >= (self.recipe.adversarial_from or 0):
             adversarial = -self.modules["discriminator"](output).mean()
             weight = self._adaptive_weight(difference, adversarial)
@@ -120,9 +135,10 @@ class VQGANStage(Stage):
             yield "discriminator", loss, {"discriminator": loss, "real": real.mean(), "fake": fake.mean()}
 
     def _adaptive_weight(self, difference: Tensor, adversarial: Tensor) -> Tensor:
-        """Balances the two losses by their gradients at the decoder's last layer, clamped: unclamped it ruins runs."""
+        """Balances the two losses by their gradients at the decoder's last layer, clamped: else it ruins runs."""
         last = self.modules["autoencoder"].get_parameter("vqgan.decoder.conv_out.weight")
-        ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (difference, adversarial))
+        losses = (difference, adversarial)
+        ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in losses)
         return (ours / (theirs + 1e-6)).clamp(0, self.recipe.adaptive_limit).detach()
 
     def preview(self, shipped: nn.Module) -> Image.Image:

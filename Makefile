@@ -1,0 +1,38 @@
+# Needs python3 (3.11 or newer), make and a C compiler. Everything else goes into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: .venv demo test lint clean
+
+.venv: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install torch==2.13.0 -c constraints.txt  # first and alone: the plain CPU build
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: .venv/.installed  # the README's picture, by the built-in model
+	$(BIN)/paella generate \
+	  "a fox on a green background" \
+	  "a rocket on a black background" \
+	  "a red apple on a light blue background" \
+	  "a castle on a pink background" \
+	  "a small sunflower on a teal background" \
+	  "a snowman on a purple background" \
+	  "a crown above a cat face on a yellow background" \
+	  "a cactus to the left of a house on an orange background" \
+	  --output docs/images/demo.png
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  # what tests and builds leave behind; the environment, runs and pictures stay
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

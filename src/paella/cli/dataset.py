@@ -1,0 +1,58 @@
+"""`paella dataset`: a look at what a model learns from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paella.cli.errors import Command
+from paella.cli.files import check_writable, write_picture
+from paella.cli.options import Seed, Snap, is_picture_file
+
+app = typer.Typer(name="dataset", help="Look at training data.")
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command(cls=Command)
+def preview(
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of your own pictures, each with a .txt or a line in captions.jsonl. Default: emoji scenes."
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The contact sheet, a .png file.")] = Path("sheet.png"),
+    number: Annotated[int, typer.Option("--number", "-n", help="Pictures on the sheet.", min=1)] = 32,
+    size: Annotated[int, typer.Option(help="Pixels, a side of each picture.", min=8)] = 64,
+    seed: Seed = 0,
+    snap: Snap = 1,
+) -> None:
+    """Writes a contact sheet with captions: of emoji scenes, or of a folder, whose unusable files it names."""
+    if not is_picture_file(output):
+        raise ValueError(f"output: must be a .png file, not {output}")
+    check_writable(output)
+    from paella.data.folder import Folder
+    from paella.data.scenes import Scenes
+    from paella.images import contact_sheet
+
+    data: Folder | Scenes
+    if folder is None:
+        data, length = Scenes(size, seed, snap=snap), number
+    else:
+        try:
+            data = Folder(folder, size)
+        except ValueError as error:
+            raise ValueError(f"folder: {error}") from error
+        length = len(data)
+        typer.echo(f"{folder}: {length} pictures with captions, {len(data.skipped)} skipped")
+        for name, reason in data.skipped:
+            typer.echo(f"  {name}: {reason}")
+    pictures, captions = zip(*(data[index] for index in range(min(number, length))), strict=True)
+    write_picture(contact_sheet(pictures, captions), output)
+    typer.echo(f"{output}: {len(pictures)} pictures")

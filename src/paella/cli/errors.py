@@ -1,0 +1,80 @@
+"""Whatever goes wrong becomes one line on standard error and an exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+LONGEST_LINE = 1000  # characters; a damaged model can have thousands of wrong keys
+# what `pip install "paella[train]"` brings
+TRAINING_PACKAGES = frozenset({"accelerate", "omegaconf", "tensorboard", "vector_quantize_pytorch", "yaml"})
+
+
+class Failure(Exception):
+    """A command that failed: what to tell the user, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Unwritable(OSError):
+    """A file that cannot be written; the message says which and why."""
+
+
+class Command(TyperCommand):
+    """A command whose errors are `Failure`s that name its own options, and whose warnings are single lines."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("always", module=r"paella\b")
+            warnings.showwarning = _print_warning
+            try:
+                return super().invoke(ctx)
+            except (typer.Exit, typer.Abort, BrokenPipeError):
+                raise
+            except Exception as error:
+                if os.environ.get("PAELLA_DEBUG"):
+                    raise
+                raise self._failure(error) from error
+
+    def _failure(self, error: Exception) -> Failure:
+        package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if package in TRAINING_PACKAGES:
+            return Failure(f'this needs the package {package}: pip install "paella[train]"', 1)
+        if isinstance(error, ValueError):
+            return Failure(self._with_option(str(error)), 2)
+        if isinstance(error, OSError):
+            reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            return Failure(self._with_option(reason), 1)
+        if isinstance(error, MemoryError | RuntimeError):
+            return Failure(str(error) or "out of memory", 1)
+        return Failure(f"unexpected {type(error).__name__}: {error}; PAELLA_DEBUG=1 shows where it happened", 1)
+
+    def _with_option(self, message: str) -> str:
+        """The message with the Python argument at its start turned into the command's option: `--typical-mass: …`."""
+        name, colon, rest = message.partition(":")
+        name = {"n": "number"}.get(name, name)
+        for parameter in self.params:
+            if colon and parameter.name == name:
+                return f"{max(parameter.opts, key=len)}:{rest}"
+        return message
+
+
+def one_line(message: str) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 2]} …"
+
+
+def warn(message: str) -> None:
+    print(one_line(f"paella: warning: {message}"), file=sys.stderr)
+
+
+def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    warn(str(message))

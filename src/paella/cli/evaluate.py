@@ -1,0 +1,115 @@
+"""`paella evaluate`: measures a model."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paella.cli.errors import Command
+from paella.cli.files import check_writable, write_picture, write_text
+from paella.cli.info import machine
+from paella.cli.options import Guidance, Model, Seed, Snap, Steps, Temperature, TypicalMass, sampler_options
+from paella.cli.progress import drawing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from PIL.Image import Image
+
+    from paella.pipeline import Paella
+
+SHOWN = 64  # pictures on the contact sheet
+
+app = typer.Typer(name="evaluate", help="Measure a model.")
+
+
+@app.callback()
+def _root() -> None:
+    pass
+
+
+@app.command(cls=Command)
+def scenes(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Option("--number", "-n", help="Prompts of each kind.", min=1)] = 500,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
+    model: Model = None,
+) -> None:
+    """Asks for emoji scenes kept from training, and judges what the model draws.
+
+    Beside that it measures the model's three parts. The report is printed, and written as report.md and report.json
+    beside a contact sheet, sheet.png.
+    """
+    check_writable(output, folder=True)
+    from paella.evaluate.parts import evaluate_parts, format_parts
+    from paella.evaluate.scenes import evaluate_scenes, format_table
+    from paella.pipeline import Paella
+
+    pipeline = Paella.from_pretrained(model)
+    given = sampler_options(steps, guidance, typical_mass, temperature)
+    pipeline.settings = replace(pipeline.settings, **given)  # type: ignore[arg-type]
+    names = pipeline.objects or None
+    sheet: list[tuple[Image, str]] = []
+
+    def show(pictures: list[Image], captions: list[str]) -> None:
+        every = -(-len(pictures) // SHOWN)  # spread over all kinds
+        sheet.extend(zip(pictures[::every], captions[::every], strict=True))
+
+    started = time.perf_counter()
+    with drawing(3 * number) as on_step:
+        report = evaluate_scenes(
+            _Watched(pipeline, on_step),
+            number,
+            seed,
+            names=names,
+            snap=snap,
+            on_pictures=show,
+            **{name: getattr(pipeline.settings, name) for name in ("steps", "guidance", "typical_mass", "temperature")},
+        )
+    report["parts"] = evaluate_parts(pipeline, seed, names)
+    report |= {
+        "model": pipeline.name,
+        "sampler": asdict(pipeline.settings),
+        "dtype": str(pipeline.predictor.clf.weight.dtype),
+        "device": str(pipeline.device),
+        "machine": machine(),
+        "total seconds": time.perf_counter() - started,
+        "command": shlex.join(["paella", *ctx.obj["args"]]),
+    }
+    markdown = f"{format_table(report)}\n{format_parts(report['parts'])}"
+    _write(output, report, markdown, sheet)
+    typer.echo(markdown)
+    typer.echo(f"{output}: report.md, report.json and sheet.png, in {report['total seconds']:.0f} s")
+
+
+def _write(output: Path, report: dict[str, Any], markdown: str, sheet: list[tuple[Image, str]]) -> None:
+    import json
+
+    from paella.images import contact_sheet
+
+    pictures, captions = zip(*sheet, strict=True)
+    write_picture(contact_sheet(pictures, captions), output / "sheet.png")
+    write_text(f"`{report['command']}`\n\n{markdown}", output / "report.md")
+    write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", output / "report.json")
+
+
+class _Watched:
+    """A pipeline whose progress is shown."""
+
+    def __init__(self, pipeline: Paella, on_step: Callable[[int, int, Any], None]) -> None:
+        self.pipeline, self.on_step = pipeline, on_step
+        self.reconstruct = pipeline.reconstruct
+
+    def generate(self, prompt: list[str], *, seed: int, **settings: Any) -> list[Image]:
+        return self.pipeline.generate(prompt, seed=seed, on_step=self.on_step, **settings)

@@ -1,0 +1,68 @@
+"""Writing results: known to be possible before the work, and each file there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from paella.cli.errors import Unwritable
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def check_writable(output: Path, *, folder: bool = False) -> None:
+    """Makes sure, without leaving a trace, that a file (or files in that folder) can be written.
+
+    Raises:
+        Unwritable: it cannot.
+    """
+    place = output if folder else output.parent
+    try:
+        if output.exists() and output.is_dir() != folder:
+            raise Unwritable(f"output: {output} is {'not a' if folder else 'a'} folder")
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except Unwritable:
+        raise
+    except OSError as error:
+        raise Unwritable(f"output: cannot write to {place}: {error.strerror or error}") from error
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes atomically, and makes the folders on the way.
+
+    Raises:
+        Unwritable: it cannot be done; nothing is left of the attempt.
+    """
+    partial = path.with_name(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                write(file)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise Unwritable(f"output: cannot write {path}: {error.strerror or error}") from error
+
+
+def write_picture(picture: Image, path: Path) -> None:
+    """Writes a PNG with what the picture's `info` says of its making."""
+    from PIL.PngImagePlugin import PngInfo
+
+    about = PngInfo()
+    for key, value in picture.info.items():
+        if isinstance(key, str) and isinstance(value, str):
+            about.add_text(key, value)
+    write_file(path, lambda file: picture.save(file, "PNG", pnginfo=about))
+
+
+def write_text(text: str, path: Path) -> None:
+    write_file(path, lambda file: file.write(text.encode()))

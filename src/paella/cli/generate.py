@@ -1,0 +1,219 @@
+"""`paella generate`: prompts in, pictures out."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paella.cli.errors import warn
+from paella.cli.files import check_writable, write_picture
+from paella.cli.options import (
+    Guidance,
+    Model,
+    Steps,
+    Temperature,
+    TypicalMass,
+    is_picture_file,
+    parse_size,
+    sampler_options,
+)
+from paella.cli.progress import drawing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from paella.pipeline import Paella
+
+
+def generate(
+    prompt: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What the pictures show, e.g. 'a fox on a blue background'. - = standard input.", metavar="PROMPT"
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", "-f", help="Read the prompts from this file, one per line; - = standard input."),
+    ] = None,
+    number: Annotated[int, typer.Option("--number", "-n", help="Pictures for each prompt.")] = 1,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Pixels: 64, or 64x128 for height x width. Default: what the model knows.", metavar="SIZE"),
+    ] = None,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first picture; the next ones have the numbers after it. Default: 0.")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A folder, or a .png file. A folder gets every picture and, of several, a contact sheet, sheet.png. "
+            "A .png file gets the picture or, of several, the contact sheet alone.",
+        ),
+    ] = Path("pictures"),
+    model: Model = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="Repeat this picture: prompt, seed, size and settings of its metadata, but for what is given here."
+        ),
+    ] = None,
+) -> None:
+    """Makes pictures from prompts.
+
+    Prompts are arguments, or lines of --file or of standard input. The settings default to the model's own;
+    `paella info` tells them, and `paella info --objects` what can be asked for. Every picture's PNG metadata hold
+    prompt, seed, settings and model, from which --like makes it again.
+    """
+    original = None if like is None else _read_original(like)
+    prompts = _prompts(prompt or [], file, default=None if original is None else original.info["prompt"])
+    pixels = None if size is None else parse_size(size)
+    if original is not None:
+        pixels = (original.height, original.width) if pixels is None else pixels
+        seed = int(original.info["seed"]) if seed is None else seed
+        negative_prompt = original.info.get("negative_prompt") if negative_prompt is None else negative_prompt
+    single = is_picture_file(output)
+    check_writable(output, folder=not single)
+
+    started = time.perf_counter()
+    pipeline = _load(model)
+    if original is not None:
+        _adopt_settings(pipeline, original)
+    loaded = time.perf_counter()
+    with drawing(len(prompts) * max(number, 1)) as on_step:
+        pictures = pipeline.generate(
+            prompts,
+            number,
+            size=pixels,
+            negative_prompt=negative_prompt,
+            seed=seed or 0,
+            on_step=on_step,
+            **sampler_options(steps, guidance, typical_mass, temperature),  # type: ignore[arg-type]
+        )
+    seconds = time.perf_counter() - loaded
+
+    written = _write(pictures, output, single, seeds_in_captions=number > 1)
+    count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
+    typer.echo(f"{written}: {count} in {seconds:.2f} s, after {loaded - started:.1f} s to load the model")
+    if original is not None and pictures[0].info == _info(original):
+        if pictures[0].tobytes() == original.convert("RGB").tobytes():
+            typer.echo(f"the same as {like}, bit for bit")
+        else:
+            warn(f"{like} has other pixels: another machine, dtype, version or weights made it")
+
+
+def _load(model: str | None) -> Paella:
+    from paella.pipeline import Paella
+
+    return Paella.from_pretrained(model)
+
+
+def _prompts(prompts: list[str], file: Path | None, default: str | None) -> list[str]:
+    """The prompts from wherever they come; `default` where nothing was given."""
+    if prompts == ["-"]:
+        prompts, file = [], Path("-")
+    if prompts and file is not None:
+        raise ValueError("file: prompts come from arguments or from a file, not from both")
+    if not prompts and file is None and default is None:
+        if sys.stdin is None or sys.stdin.isatty():
+            raise ValueError("prompt: missing; give one or more, or --file, or lines on standard input")
+        file = Path("-")
+    if file is not None:
+        prompts = _lines(file)
+    elif not prompts and default is not None:
+        prompts = [default]
+    if not all(text.strip() for text in prompts):
+        raise ValueError("prompt: must not be empty")
+    return prompts
+
+
+def _lines(file: Path) -> list[str]:
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"file: cannot read {name}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"file: {name} is not UTF-8 text") from error
+    if not lines:
+        raise ValueError(f"prompt: must not be empty; there is none in {name}")
+    return lines
+
+
+def _read_original(like: Path) -> Image:
+    """The picture to repeat, with the metadata that this takes."""
+    from PIL import Image
+
+    try:
+        with Image.open(like) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
+        raise ValueError(f"like: cannot read {like}: {reason}") from error
+    info = _info(picture)
+    if missing := {"prompt", "seed", "settings"} - set(info):
+        raise ValueError(f"like: {like} does not say how it was made: no {', '.join(sorted(missing))} in its metadata")
+    if info.get("ability", "generate") != "generate":
+        raise ValueError(f"like: {like} was made by {info['ability']}; only pictures of generate can be repeated")
+    if not re.fullmatch(r"\d+", info["seed"]):
+        raise ValueError(f"like: {like} has a seed that is no number: {info['seed']!r}")
+    return picture
+
+
+def _info(picture: Image) -> dict[str, str]:
+    """What the picture's metadata say of its making."""
+    return {key: value for key, value in picture.info.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _adopt_settings(pipeline: Paella, original: Image) -> None:
+    """Makes the picture's settings the pipeline's own."""
+    from paella.sampler import SamplerSettings
+
+    info = _info(original)
+    try:
+        settings: dict[str, Any] = json.loads(info["settings"])
+        pipeline.settings = SamplerSettings(**settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"like: its settings cannot be used here: {error}") from error
+    if info.get("model", pipeline.name) != pipeline.name:
+        warn(f"--like: the picture is by the model {info['model']}, not by {pipeline.name}; it will look different")
+
+
+def _write(pictures: list[Image], output: Path, single: bool, seeds_in_captions: bool) -> Path:
+    """Writes the pictures, and a contact sheet of several; returns the file to look at."""
+    path = output
+    if single and len(pictures) == 1:
+        write_picture(pictures[0], path)
+    if not single:
+        for picture in pictures:
+            path = output / f"{_file_stem(picture.info['prompt'])}-{picture.info['seed']}.png"
+            write_picture(picture, path)
+    if len(pictures) > 1:
+        from paella.images import contact_sheet
+
+        captions = [
+            picture.info["prompt"] + (f" (seed {picture.info['seed']})" if seeds_in_captions else "")
+            for picture in pictures
+        ]
+        path = output if single else output / "sheet.png"
+        write_picture(contact_sheet(pictures, captions), path)
+    return path
+
+
+def _file_stem(prompt: str) -> str:
+    """The prompt as part of a file's name: at most 40 letters, digits and hyphens."""
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "picture"

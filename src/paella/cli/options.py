@@ -1,0 +1,55 @@
+"""The options that several commands share, each stated once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str | None,
+    typer.Option(help="A model folder or Hugging Face hub id. Default: the built-in model.", metavar="MODEL"),
+]
+Seed = Annotated[int, typer.Option(help="Of the random numbers: the same seed gives the same result.", min=0)]
+Steps = Annotated[int | None, typer.Option(help="Sampling steps, at least 1. More are slower and often better.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="How strongly the prompt pulls; 1 = no extra pull, and twice as fast.")
+]
+TypicalMass = Annotated[
+    float | None, typer.Option(help="Locally typical sampling, above 0 and at most 1: less = tamer pictures; 1 = off.")
+]
+Temperature = Annotated[float | None, typer.Option(help="Above 0: less = tamer pictures.")]
+Snap = Annotated[
+    int, typer.Option(help="Scenes: sizes and places of the objects in multiples of so many pixels.", min=1)
+]
+
+
+def sampler_options(
+    steps: int | None, guidance: float | None, typical_mass: float | None, temperature: float | None
+) -> dict[str, int | float]:
+    """Those that were given; for the others the model has its own."""
+    options = {"steps": steps, "guidance": guidance, "typical_mass": typical_mass, "temperature": temperature}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def parse_size(text: str) -> int | tuple[int, int]:
+    """ "64" -> 64; "64x128" -> (64, 128), height and width."""
+    if not (match := re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())):
+        raise ValueError(f"size: must be like 64, or 64x128 for height x width, not {text!r}")
+    height, width = match.groups()
+    return int(height) if width is None else (int(height), int(width))
+
+
+def is_picture_file(output: Path) -> bool:
+    """Whether the output is to be one .png file; else it is a folder.
+
+    Raises:
+        ValueError: it is a picture file of another kind.
+    """
+    if output.is_dir():
+        return False
+    if output.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}:
+        raise ValueError(f"output: must be a .png file or a folder, not {output}")
+    return output.suffix.lower() == ".png"

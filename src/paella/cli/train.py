@@ -1,0 +1,55 @@
+"""`paella train`: runs a recipe."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paella.cli.errors import warn
+from paella.cli.files import check_writable
+
+
+class StageName(StrEnum):
+    vqgan = "vqgan"
+    clip = "clip"
+    predictor = "predictor"
+
+
+RECIPES = {StageName.vqgan: "VQGANRecipe", StageName.clip: "ClipRecipe", StageName.predictor: "PredictorRecipe"}
+
+
+def train(
+    stage: Annotated[
+        StageName, typer.Argument(help="Which of the model's three parts to train; the predictor comes last.")
+    ],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.", metavar="RECIPE")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Entries to change, such as steps=100 or data.folder=my_pictures.", metavar="KEY=VALUE"),
+    ] = None,
+) -> None:
+    """Trains one part of a model, as a recipe says.
+
+    The folder that the recipe names as its output gets the checkpoint, metrics, previews and the finished model. A run
+    that was interrupted (Ctrl-C) goes on when the same command is given again.
+    """
+    from paella.train.loop import CHECKPOINT
+    from paella.train.recipe import Recipe, load_recipe
+
+    module = import_module(f"paella.train.{stage}")
+    settings: Recipe = load_recipe(getattr(module, RECIPES[stage]), recipe, overrides or [])
+    output = Path(settings.output)
+    check_writable(output, folder=True)
+    try:
+        module.main(settings)
+    except KeyboardInterrupt:
+        if (output / CHECKPOINT).exists():
+            warn(f"interrupted; {output / CHECKPOINT} is written, and the same command goes on from there")
+        else:
+            warn("interrupted before the first step; nothing is written")
+        raise typer.Exit(130) from None
+    typer.echo(f"{output / 'model'}: trained for {settings.steps} steps")

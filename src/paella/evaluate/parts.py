@@ -1,0 +1,92 @@
+"""How good is each part of a model by itself? Measured on scenes that training never draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paella.data.scenes import LAYOUT_SHARES, LAYOUTS
+from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
+from paella.images import to_tensor
+from paella.noise import add_noise
+
+if TYPE_CHECKING:
+    from paella.pipeline import Paella
+
+SCENES = 512  # for VQGAN and predictor
+LEVELS = 4  # ranges of t that the predictor is told apart by
+
+
+def evaluate_parts(pipeline: Paella, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Figures of the VQGAN, CLIP and the predictor.
+
+    Args:
+        seed: of scenes and noise; 0 has the gallery that CLIP's own recipe reports on.
+        names: objects to draw from; by default those of the built-in model.
+
+    Returns:
+        "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions;
+        "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are right unworked.
+    """
+    from paella.train.clip import hard_gallery, retrieval
+    from paella.train.recipe import DataConfig
+    from paella.train.vqgan import reconstruction_figures
+
+    shares = dict(zip(LAYOUTS, LAYOUT_SHARES, strict=True))
+    prompts = [
+        prompt
+        for kind, layouts in KINDS.items()
+        for prompt in held_out_prompts(round(SCENES * sum(shares[it] for it in layouts)), kind, seed, names)
+    ]
+    pixels = to_tensor(real_pictures([scene for scene, _ in prompts], pipeline.size, seed)).to(pipeline.device)
+    gallery = hard_gallery(DataConfig(size=pipeline.size, objects=None if names is None else list(names)), seed + 1)
+    return {
+        "vqgan": reconstruction_figures(pipeline.vqgan, pixels),
+        "clip": {"R@1": retrieval(pipeline.clip, *gallery), "chance": 1 / len(gallery[1])},
+        "predictor": predictor_figures(pipeline, pixels, [words for _, words in prompts], seed),
+    }
+
+
+@torch.inference_mode()
+def predictor_figures(
+    pipeline: Paella, pixels: Tensor, captions: Sequence[str], seed: int
+) -> dict[str, dict[str, float]]:
+    """For each range of t: mean loss, accuracy and copy baseline, on pixels (B,3,H,W) in [0, 1]."""
+    count, codes, device = len(captions), pipeline.vqgan.config.n_embed, pixels.device
+    random = torch.Generator().manual_seed(seed)
+    t = (torch.randperm(count, generator=random) + 0.5) / count  # evenly spread, in an order that knows no layout
+    figures = []  # of each picture: loss, accuracy, copied
+    for part in torch.arange(count).split(32):
+        u = pipeline.vqgan.encode(pixels[part])
+        noise = torch.randint(codes, u.shape, generator=random).to(device)
+        noisy = add_noise(u, t[part].to(device), noise, torch.rand(u.shape, generator=random).to(device))
+        condition = torch.cat([pipeline.clip.embed_text([captions[i]]) for i in part.tolist()])
+        logits = pipeline.predictor(noisy, condition, t[part].to(device)).float()
+        each = (F.cross_entropy(logits, u, reduction="none"), logits.argmax(1) == u, noisy == u)
+        figures.append(torch.stack([values.float().mean((1, 2)) for values in each], 1).cpu())
+    rows = torch.cat(figures)
+    result = {}
+    for level in range(LEVELS):
+        low, high = level / LEVELS, (level + 1) / LEVELS
+        means = rows[(t >= low) & (t < high)].mean(0).tolist()
+        result[f"{low:g}-{high:g}"] = dict(zip(("loss", "accuracy", "copied"), means, strict=True))
+    return result
+
+
+def format_parts(figures: dict[str, Any]) -> str:
+    """The figures of `evaluate_parts` as Markdown."""
+    vqgan, clip = figures["vqgan"], figures["clip"]
+    lines = [
+        f"VQGAN: PSNR {vqgan['PSNR']:.2f} dB, {100 * vqgan['codes used']:.1f} % of the codes used. "
+        f"CLIP: R@1 {100 * clip['R@1']:.1f} % (chance {100 * clip['chance']:.1f} %).",
+        "",
+        "| predictor, at t | loss (nats) | accuracy, % | right unworked, % |",
+        "|---|---|---|---|",
+    ]
+    for level, row in figures["predictor"].items():
+        lines.append(f"| {level} | {row['loss']:.3f} | {100 * row['accuracy']:.1f} | {100 * row['copied']:.1f} |")
+    return "\n".join(lines) + "\n"

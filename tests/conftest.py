@@ -1,0 +1,61 @@
+"""A whole model, tiny and untrained: what it draws is noise, but every part of the system is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from paella.pipeline import Paella
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model with f = 4, 32 codes and pictures of 32 x 32 pixels. Do not write to it: copy it."""
+    import torch
+
+    from paella.data.scenes import Scenes, objects
+    from paella.pipeline import Paella
+    from paella.sampler import SamplerSettings
+    from paella.train.clip import ClipConfig, build_clip, train_tokenizer
+    from paella.unet import TokenPredictor, UNetConfig
+    from paella.vqgan import VQGAN, VQGANConfig
+
+    vqgan_config = VQGANConfig(
+        ch=32,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_levels=(),
+        mid_attention=False,
+        z_channels=32,
+        embed_dim=8,
+        n_embed=32,
+        patch=2,
+    )
+    unet_config = UNetConfig(num_labels=32, c_hidden=32, c_clip=16, c_r=8, down_levels=(1, 1), up_levels=(1, 1))
+    clip_config = ClipConfig(dim=16, width=16, heads=2, text_layers=1, vision_layers=1, vocabulary=300)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        scenes = Scenes(32)
+        tokenizer = train_tokenizer([scenes.caption(i) for i in range(100)], clip_config)
+        Paella(
+            TokenPredictor(unet_config).eval(),
+            VQGAN(vqgan_config).eval(),
+            build_clip(clip_config, 32, tokenizer),
+            SamplerSettings(steps=2),
+            32,
+            name="tiny",
+            objects=list(objects())[:40],
+        ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> Paella:
+    """That model, loaded: float32, on the CPU."""
+    from paella.pipeline import Paella
+
+    return Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")

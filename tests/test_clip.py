@@ -1,0 +1,154 @@
+"""Laws of the CLIP embeddings."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from paella.checkpoint import CheckpointError
+from paella.clip import Clip
+from paella.pipeline import Paella
+
+PROMPTS = ["a dog", "a cat to the left of a very long and winding pear on a light blue background", "x", "a dog"]
+
+
+@pytest.fixture(scope="session")
+def clip(tiny: Paella) -> Clip:
+    return tiny.clip
+
+
+def pictures(*size: int) -> torch.Tensor:
+    return torch.rand(3, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_text_does_not_see_its_batch(clip: Clip) -> None:
+    together = clip.embed_text(PROMPTS)
+    alone = torch.cat([clip.embed_text([text]) for text in PROMPTS])
+    assert together.shape == (4, clip.dim)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together[0], together[2], atol=1e-3)
+
+
+def test_tokens_begin_with_start_and_are_padded_with_end(clip: Clip) -> None:
+    ids = clip.tokenize(["a dog", "a cat above a dog"])
+    assert ids.dtype == torch.int64
+    assert (ids[:, 0] == clip.tokenizer.bos_token_id).all()
+    assert (ids[:, -1] == clip.tokenizer.eos_token_id).all()
+    short = clip.tokenize(["a dog"])
+    assert torch.equal(ids[0, : short.shape[1]], short[0])
+    assert (ids[0, short.shape[1] :] == clip.tokenizer.pad_token_id).all()
+
+
+def test_any_text_has_tokens_and_case_does_not_matter(clip: Clip) -> None:
+    assert clip.embed_text(["naïve 漢字 🦊 \n"]).isfinite().all()
+    assert torch.equal(clip.embed_text(["A Dog "]), clip.embed_text(["a dog"]))
+
+
+def test_a_text_too_long_warns_and_is_cut(clip: Clip) -> None:
+    words = "a dog on a red background " * 20
+    with pytest.warns(UserWarning, match=f"prompt: cut to the {clip.context} tokens"):
+        ids = clip.tokenize([words])
+    whole = clip.tokenizer(words)["input_ids"]
+    assert ids[0].tolist() == [*whole[: clip.context - 1], clip.tokenizer.eos_token_id]
+    with pytest.warns(UserWarning, match="prompt: cut"):
+        embeddings = clip.embed_text([words, words + "and a cat"])
+    torch.testing.assert_close(embeddings[0], embeddings[1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_that_just_fits_is_not_cut(clip: Clip, recwarn: pytest.WarningsRecorder) -> None:
+    words = "x"
+    while len(clip.tokenizer(words + " x")["input_ids"]) <= clip.context:
+        words += " x"
+    assert clip.tokenize([words]).shape == (1, clip.context)
+    assert not [warning for warning in recwarn if "prompt" in str(warning.message)]
+
+
+def test_unit_variance_is_a_norm_of_root_d(clip: Clip) -> None:
+    assert clip.unit_variance
+    for embeddings in (clip.embed_text(PROMPTS), clip.embed_images(pictures(32, 32))):
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.full((len(embeddings),), math.sqrt(clip.dim)))
+    plain = Clip(clip.model, clip.tokenizer)
+    torch.testing.assert_close(
+        torch.nn.functional.normalize(plain.embed_text(PROMPTS)) * math.sqrt(clip.dim), clip.embed_text(PROMPTS)
+    )
+    assert not torch.allclose(plain.embed_text(PROMPTS), clip.embed_text(PROMPTS), atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64), (20, 20), (48, 33), (31, 200)])
+def test_pictures_of_any_size_are_accepted(clip: Clip, size: tuple[int, int]) -> None:
+    assert clip.prepare(pictures(*size)).shape == (3, 3, 32, 32)
+    embeddings = clip.embed_images(pictures(*size))
+    assert embeddings.shape == (3, clip.dim)
+    assert embeddings.isfinite().all()
+
+
+def test_pictures_are_normalised_and_centre_cropped(clip: Clip) -> None:
+    picture = pictures(32, 32)
+    prepared = clip.prepare(picture)
+    for channel in range(3):
+        expected = (picture[:, channel] - clip.mean[channel]) / clip.std[channel]
+        torch.testing.assert_close(prepared[:, channel], expected)
+    wide = torch.nn.functional.pad(picture, (5, 5))
+    torch.testing.assert_close(clip.prepare(wide), prepared, rtol=1e-4, atol=1e-5)
+
+
+def test_a_saved_clip_comes_back_exactly(clip: Clip, tmp_path: Path) -> None:
+    changed = Clip(clip.model, clip.tokenizer, unit_variance=False, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    for original in (clip, changed):
+        original.save(tmp_path)
+        loaded = Clip.load(tmp_path)
+        assert (loaded.unit_variance, loaded.mean, loaded.std) == (original.unit_variance, original.mean, original.std)
+        own = original.model.state_dict()
+        assert own.keys() == loaded.model.state_dict().keys()
+        assert all(torch.equal(value, own[key]) for key, value in loaded.model.state_dict().items())
+        assert torch.equal(loaded.embed_text(PROMPTS), original.embed_text(PROMPTS))
+        assert torch.equal(loaded.embed_images(pictures(40, 32)), original.embed_images(pictures(40, 32)))
+        assert not loaded.model.training
+
+
+def test_a_saved_clip_is_one_for_transformers(clip: Clip, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    clip.save(tmp_path)
+    model = CLIPModel.from_pretrained(tmp_path)
+    own = clip.model.state_dict()
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items())
+
+
+def test_half_precision_when_asked(clip: Clip, tmp_path: Path) -> None:
+    clip.save(tmp_path / "half", torch.float16)
+    clip.save(tmp_path / "whole")
+    half, whole = (tmp_path / name / "model.safetensors" for name in ("half", "whole"))
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    loaded = Clip.load(tmp_path / "half")
+    assert loaded.model.dtype == torch.float32
+    torch.testing.assert_close(loaded.embed_text(PROMPTS), clip.embed_text(PROMPTS), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+def test_a_missing_file_is_named(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        Clip.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+def test_a_truncated_file_is_named(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=name):
+        Clip.load(folder)
+
+
+def test_published_clips_take_what_openai_s_models_expect(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": True}))
+    loaded = Clip.load(folder)
+    assert not loaded.unit_variance
+    assert loaded.mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+    assert loaded.std == pytest.approx((0.269, 0.261, 0.276), abs=1e-3)

@@ -1,0 +1,59 @@
+"""Pictures in and out."""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from paella.images import contact_sheet, to_pictures, to_tensor
+
+
+def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)) for _ in range(count)]
+
+
+def test_pictures_come_back_bit_for_bit() -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")  # every value a byte can have
+    for pictures in (noise_pictures(3), [ramp]):
+        back = to_pictures(to_tensor(pictures))
+        assert [picture.tobytes() for picture in back] == [picture.tobytes() for picture in pictures]
+        assert all(picture.mode == "RGB" for picture in back)
+
+
+def test_a_tensor_is_batch_channel_row_column_in_zero_to_one() -> None:
+    picture = Image.new("RGB", (3, 2))
+    picture.putpixel((2, 1), (255, 51, 0))
+    pixels = to_tensor([picture, picture])
+    assert pixels.shape == (2, 3, 2, 3)
+    assert pixels.dtype == torch.float32
+    torch.testing.assert_close(pixels[1, :, 1, 2], torch.tensor([1.0, 0.2, 0.0]))
+    assert pixels.sum() == 2 * pixels[0, :, 1, 2].sum()
+
+
+def test_other_modes_become_rgb() -> None:
+    assert to_tensor([Image.new("L", (2, 2), 255), Image.new("RGBA", (2, 2), "white")]).min() == 1
+
+
+def test_values_out_of_range_are_clamped_and_halves_accepted() -> None:
+    pixels = torch.tensor([-0.5, 0.5, 1.5]).view(1, 3, 1, 1)
+    assert to_pictures(pixels)[0].getpixel((0, 0)) == (0, 128, 255)
+    assert to_pictures(pixels.bfloat16())[0].getpixel((0, 0)) == (0, 128, 255)
+
+
+def test_a_contact_sheet_has_every_picture_row_by_row() -> None:
+    pictures = noise_pictures(5, width=8, height=6)
+    sheet = contact_sheet(pictures, columns=3, gap=2)
+    assert sheet.size == (2 + 3 * 10, 2 + 2 * 8)
+    for i, picture in enumerate(pictures):
+        left, top = 2 + i % 3 * 10, 2 + i // 3 * 8
+        assert sheet.crop((left, top, left + 8, top + 6)).tobytes() == picture.tobytes()
+
+
+def test_a_contact_sheet_has_room_for_long_captions() -> None:
+    pictures = [Image.new("RGB", (64, 64), "red")] * 2
+    short = contact_sheet(pictures, ["a fox", "a cat"])
+    long = contact_sheet(pictures, ["a fox " * 40, "a cat"])
+    assert long.height > short.height > contact_sheet(pictures).height
+    white = np.asarray(short) == 255
+    assert not white.all(axis=2)[70:].all()  # the words are there, below the pictures
+    assert np.asarray(long)[:4].min() == 255 and np.asarray(long)[-1].min() == 255  # nothing runs over the edges

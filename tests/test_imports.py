@@ -1,0 +1,119 @@
+"""Imports point one way (docs/architecture.md), and the light rooms stay light."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import paella
+
+SOURCE = Path(paella.__file__).parent
+
+# the rooms at the bottom, and all that each may import of ours
+ALLOWED = {
+    "canvas": set(),
+    "noise": set(),
+    "logits": set(),
+    "images": set(),
+    "clip": set(),
+    "blocks": {"noise"},
+    "edits": {"canvas", "noise"},
+    "sampler": {"canvas", "noise", "logits"},
+    "unet": {"blocks"},
+    "vqgan": {"blocks"},
+    "checkpoint": {"clip", "sampler", "unet", "vqgan"},
+    "pipeline": {
+        *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan", "checkpoint", "official")
+    },
+}
+TOPS = {"cli", "serve"}  # nobody else imports these
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Dotted name below `paella` -> file."""
+    names = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+@cache
+def imports(module: str) -> frozenset[str]:
+    """What a module of ours imports of ours when it is imported: not inside functions, not for type checkers."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            return
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.update(name.name for name in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: relative import in line {node.lineno}"
+            found.update({node.module or "", *(f"{node.module}.{name.name}" for name in node.names)})
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(modules()[module].read_text(encoding="utf-8")))
+    ours = {name.removeprefix("paella.") for name in found if name.startswith("paella.")}
+    return frozenset(ours & modules().keys())
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_a_room_imports_only_what_lies_below_it(room: str) -> None:
+    assert imports(room) <= ALLOWED[room]
+
+
+def test_imports_have_no_circles() -> None:
+    done: set[str] = set()
+
+    def walk(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for other in imports(module):
+                walk(other, (*path, module))
+            done.add(module)
+
+    for module in modules():
+        walk(module, ())
+
+
+def test_nothing_imports_the_commands_or_the_server() -> None:
+    for module in modules():
+        tops = {other.split(".")[0] for other in imports(module)} & TOPS
+        assert tops <= {module.split(".")[0]}, module
+
+
+def test_only_training_and_what_uses_it_imports_the_trainer() -> None:
+    users = {module.split(".")[0] for module in modules() if any(o.split(".")[0] == "train" for o in imports(module))}
+    assert users <= {"train", "cli", "baselines", "evaluate"}
+
+
+def loaded_by(statement: str, *names: str) -> list[str]:
+    """Which of these modules are loaded after the statement, in a process of its own."""
+    code = f"import sys\n{statement}\nprint(*(name for name in {names!r} if name in sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return run.stdout.split()
+
+
+def test_import_paella_is_fast() -> None:
+    assert loaded_by("import paella", "torch", "transformers", "PIL", "numpy") == []
+
+
+def test_the_sampler_knows_no_model() -> None:
+    heavy = ("paella.unet", "paella.vqgan", "paella.clip", "transformers")
+    assert loaded_by("import paella.sampler", "paella.sampler", *heavy) == ["paella.sampler"]
+
+
+def test_public_names_are_there_and_others_are_not() -> None:
+    for name in paella.__all__:
+        assert getattr(paella, name) is not None
+    assert set(paella._PUBLIC) | {"__version__"} == set(paella.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Paela'"):
+        paella.Paela  # noqa: B018

@@ -1,0 +1,168 @@
+"""The face of the library: prompts in, pictures out."""
+
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paella.pipeline import Cancelled, Paella, resolve_device, resolve_dtype
+from paella.sampler import SamplerSettings
+
+
+def content(pictures: list[Image.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def test_a_picture_does_not_depend_on_its_batch(tiny: Paella) -> None:
+    together = tiny.generate("a dog", n=4, seed=5)
+    alone = [tiny.generate("a dog", seed=5 + i)[0] for i in range(4)]
+    assert content(together) == content(alone)
+    assert len(set(content(together))) == 4
+
+
+def test_prompts_do_not_depend_on_each_other(tiny: Paella) -> None:
+    both = tiny.generate(["a dog", "a much longer prompt with a cat in it"], n=2, seed=3)
+    assert content(both[2:]) == content(tiny.generate("a much longer prompt with a cat in it", n=2, seed=5))
+
+
+def test_pictures_are_rgb_and_say_how_they_were_made(tiny: Paella) -> None:
+    pictures = tiny.generate(["a dog", "a cat"], n=2, seed=7, steps=3, guidance=2.0, negative_prompt="a bus")
+    assert [picture.info["prompt"] for picture in pictures] == ["a dog", "a dog", "a cat", "a cat"]  # prompt-major
+    assert [picture.info["seed"] for picture in pictures] == ["7", "8", "9", "10"]
+    for picture in pictures:
+        assert (picture.mode, picture.size) == ("RGB", (32, 32))
+        assert picture.info["model"] == "tiny"
+        assert picture.info["negative_prompt"] == "a bus"
+        assert json.loads(picture.info["settings"]) == asdict(replace(tiny.settings, steps=3, guidance=2.0))
+
+
+def test_what_a_picture_says_is_enough_to_make_it_again(tiny: Paella) -> None:
+    picture = tiny.generate(["a dog", "a cat"], seed=1, steps=3, typical_mass=0.9, temperature=1.5)[1]
+    settings = SamplerSettings(**json.loads(picture.info["settings"]))
+    again = Paella(tiny.predictor, tiny.vqgan, tiny.clip, settings, tiny.size)
+    assert content(again.generate(picture.info["prompt"], seed=int(picture.info["seed"]))) == content([picture])
+
+
+def test_none_is_the_model_s_own_default(tiny: Paella) -> None:
+    own = tiny.settings
+    plain = tiny.generate("a dog")
+    told = tiny.generate(
+        "a dog",
+        size=tiny.size,
+        steps=own.steps,
+        guidance=own.guidance,
+        typical_mass=own.typical_mass,
+        temperature=own.temperature,
+    )
+    assert content(plain) == content(told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 3}, {"guidance": 1.0}, {"typical_mass": 1.0}, {"temperature": 3.0}, {"seed": 1}],
+)
+def test_every_setting_has_its_effect(tiny: Paella, change: dict[str, Any]) -> None:
+    plain: dict[str, Any] = {"steps": 2, "guidance": 6.0, "typical_mass": 0.5, "temperature": 1.0, "seed": 0}
+    assert content(tiny.generate("a dog", **plain)) != content(tiny.generate("a dog", **{**plain, **change}))
+
+
+def test_a_negative_prompt_matters_where_there_is_guidance(tiny: Paella) -> None:
+    guided = [tiny.generate("a dog", guidance=8.0, negative_prompt=text) for text in (None, "", "a cat", "a dog")]
+    none, empty, other, same = map(content, guided)
+    assert none == empty != other
+    free = [tiny.generate("a dog", guidance=1.0, negative_prompt=text) for text in (None, "a cat")]
+    assert content(free[0]) == content(free[1])
+    # steering from a prompt towards the same prompt: l + w·(l - l) = l, whatever the weight
+    assert same == content(free[0])
+
+
+def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
+    for size, expected in ((4, (4, 4)), ((20, 44), (44, 20)), (36, (36, 36))):
+        assert tiny.generate("a dog", size=size, steps=1)[0].size == expected  # PIL says (width, height)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"prompt": ""}, "prompt: "),
+        ({"prompt": "  \n"}, "prompt: "),
+        ({"prompt": []}, "prompt: "),
+        ({"prompt": ["a dog", ""]}, "prompt: "),
+        ({"n": 0}, "n: must be at least 1"),
+        ({"seed": -1}, "seed: "),
+        ({"seed": 2**63}, "seed: "),
+        ({"size": (30, 33)}, "size: must be multiples of 4, not 30 x 33; the nearest is 32 x 32"),
+        ({"size": 0}, "size: must be at least 4 x 4"),
+        ({"steps": 0}, "steps: "),
+        ({"typical_mass": 1.5}, "typical_mass: "),
+        ({"temperature": 0.0}, "temperature: "),
+        ({"guidance": float("nan")}, "guidance: "),
+    ],
+)
+def test_a_wrong_argument_is_named(tiny: Paella, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^{words}"):
+        tiny.generate(**{"prompt": "a dog", **arguments})
+
+
+def test_on_step_sees_every_step_and_may_cancel(tiny: Paella) -> None:
+    seen: list[tuple[int, int, tuple[int, ...]]] = []
+    plain = tiny.generate("a dog", n=2, steps=3)
+    watched = tiny.generate("a dog", n=2, steps=3, on_step=lambda *a: seen.append((a[0], a[1], tuple(a[2].shape))))
+    assert content(watched) == content(plain)
+    assert seen == [(step, 3, (1, 8, 8)) for _ in range(2) for step in (1, 2, 3)]
+    calls: list[int] = []
+
+    def stop(step: int, steps: int, tokens: torch.Tensor) -> bool:
+        calls.append(step)
+        return step < 2
+
+    with pytest.raises(Cancelled):
+        tiny.generate("a dog", steps=5, on_step=stop)
+    assert calls == [1, 2]
+
+
+def test_the_last_tokens_are_the_picture(tiny: Paella) -> None:
+    seen: list[torch.Tensor] = []
+    (picture,) = tiny.generate("a dog", on_step=lambda step, steps, tokens: seen.append(tokens))  # type: ignore[func-returns-value]
+    pixels = (tiny.vqgan.decode(seen[-1])[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(picture), pixels)
+
+
+def test_generating_leaves_the_global_random_numbers_alone(tiny: Paella) -> None:
+    before = torch.get_rng_state()
+    tiny.generate("a dog")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_reconstruct_is_decode_of_encode(tiny: Paella) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)) for _ in range(3)]
+    back = tiny.reconstruct(pictures)
+    assert [picture.size for picture in back] == [(24, 16)] * 3
+    assert content(tiny.reconstruct(pictures[1:2])) == content(back[1:2])
+
+
+def test_devices_and_dtypes_by_name() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_dtype(torch.float16, torch.device("cpu")) == torch.float16
+    assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"^device: 'nonsense'"):
+        resolve_device("nonsense")
+    for wrong in ("int8", torch.int8):
+        with pytest.raises(ValueError, match=r"^dtype: "):
+            resolve_dtype(wrong, torch.device("cpu"))
+
+
+def test_only_the_predictor_takes_the_dtype(tiny_model: Any) -> None:
+    half = Paella.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")
+    assert half.predictor.clf.weight.dtype == torch.bfloat16
+    assert half.vqgan.quant_conv.weight.dtype == half.clip.model.dtype == torch.float32
+    assert content(half.generate("a dog", n=2)) == [
+        picture.tobytes() for seed in (0, 1) for picture in half.generate("a dog", seed=seed)
+    ]
