@@ -100,5 +100,5 @@ def test_the_readme_shows_python_commands_and_a_picture() -> None:
     ],
 )
 def test_a_wrong_command_is_not_understood(line: str) -> None:
-    with pytest.raises(Exception, match="no.such"):
+    with pytest.raises(Exception, match=r"no.such"):
         understood(shlex.split(line))

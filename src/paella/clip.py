@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +132,11 @@ class Clip:
             raise CheckpointError(f"model: {path / 'tokenizer.json'} is missing")
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
-        except (OSError, ValueError, json.JSONDecodeError) as error:
+        except Exception as error:  # tokenizers raises bare Exceptions
             raise CheckpointError(f"model: {path / 'tokenizer.json'} cannot be read ({error})") from error
+        greatest, known = max(tokenizer.get_vocab().values(), default=0), config.text_config.vocab_size
+        if greatest >= known:
+            raise CheckpointError(f"model: {path / 'tokenizer.json'} has ids up to {greatest}; its CLIP knows {known}")
         return cls(
             model,
             tokenizer,

@@ -27,6 +27,9 @@ class VQGANConfig:
     n_embed: int = 8192
     patch: int = 1  # side of the pixel-unshuffle stem: 2 skips the costly full-resolution level
     quantizer: Literal["nearest", "gumbel"] = "nearest"
+    # A local encoder sees little more than a token's own patch (kernels of 1, norms per position). The usual one lets
+    # a background colour change four in five tokens inside an object, which a predictor then has to learn one by one.
+    local: bool = False
 
     @property
     def f(self) -> int:
@@ -34,17 +37,25 @@ class VQGANConfig:
         return self.patch * 2 ** (len(self.ch_mult) - 1)
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+class PositionNorm(nn.LayerNorm):
+    """LayerNorm over the channels (B,C,h,w) of each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def norm(channels: int, local: bool = False) -> nn.Module:
+    return PositionNorm(channels, eps=1e-6) if local else nn.GroupNorm(32, channels, eps=1e-6)
 
 
 class ResnetBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int) -> None:
+    def __init__(self, c_in: int, c_out: int, local: bool = False) -> None:
         super().__init__()
-        self.norm1 = norm(c_in)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2 = norm(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        kernel = 1 if local else 3
+        self.norm1 = norm(c_in, local)
+        self.conv1 = nn.Conv2d(c_in, c_out, kernel, padding="same")
+        self.norm2 = norm(c_out, local)
+        self.conv2 = nn.Conv2d(c_out, c_out, kernel, padding="same")
         if c_in != c_out:
             self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
 
@@ -73,12 +84,13 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, local: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 2 if local else 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        overlap = self.conv.kernel_size[0] - 2
+        return self.conv(F.pad(x, (0, overlap, 0, overlap)))
 
 
 class Upsample(nn.Module):
@@ -91,36 +103,33 @@ class Upsample(nn.Module):
 
 
 class Mid(nn.Module):
-    def __init__(self, channels: int, attention: bool) -> None:
+    def __init__(self, channels: int, attention: bool, local: bool = False) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, local)
         self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_2 = ResnetBlock(channels, channels, local)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
 class Level(nn.Module):
-    """Residual blocks (and attention) of one resolution, and the way to the next."""
+    """Residual blocks (and attention) of one resolution."""
 
-    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool, resample: type[nn.Module] | None) -> None:
+    def __init__(self, c_in: int, c_out: int, blocks: int, attention: bool, local: bool = False) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(c_in if j == 0 else c_out, c_out) for j in range(blocks))
+        self.block = nn.ModuleList(ResnetBlock(c_in if j == 0 else c_out, c_out, local) for j in range(blocks))
         self.attn = nn.ModuleList(AttnBlock(c_out) for _ in range(blocks if attention else 0))
-        if resample is Downsample:
-            self.downsample = Downsample(c_out)
-        elif resample is Upsample:
-            self.upsample = Upsample(c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         for j, block in enumerate(self.block):
             x = block(x)
             if self.attn:
                 x = self.attn[j](x)
-        if hasattr(self, "downsample"):
-            return self.downsample(x)
-        return self.upsample(x) if hasattr(self, "upsample") else x
+        for resample in ("downsample", "upsample"):  # the way to the next level, where there is one
+            if hasattr(self, resample):
+                x = getattr(self, resample)(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -129,21 +138,18 @@ class Encoder(nn.Module):
     def __init__(self, config: VQGANConfig) -> None:
         super().__init__()
         widths = [config.ch * mult for mult in config.ch_mult]
+        local, blocks = config.local, config.num_res_blocks
         self.patch = config.patch
         self.conv_in = nn.Conv2d(3 * config.patch**2, config.ch, 3, padding=1)
-        self.down = nn.ModuleList(
-            Level(
-                widths[max(i - 1, 0)] if i else config.ch,
-                width,
-                config.num_res_blocks,
-                i in config.attn_levels,
-                Downsample if i < len(widths) - 1 else None,
-            )
-            for i, width in enumerate(widths)
-        )
-        self.mid = Mid(widths[-1], config.mid_attention)
-        self.norm_out = norm(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        self.down = nn.ModuleList()
+        for i, (c_in, c_out) in enumerate(zip([config.ch, *widths], widths, strict=False)):
+            level = Level(c_in, c_out, blocks, i in config.attn_levels, local)
+            if i < len(widths) - 1:
+                level.downsample = Downsample(c_out, local)
+            self.down.append(level)
+        self.mid = Mid(widths[-1], config.mid_attention, local)
+        self.norm_out = norm(widths[-1], local)
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 1 if local else 3, padding="same")
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
@@ -161,16 +167,12 @@ class Decoder(nn.Module):
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
         self.mid = Mid(widths[-1], config.mid_attention)
-        self.up = nn.ModuleList(  # up[i] is level i, as in the encoder; they run from the last to the first
-            Level(
-                widths[min(i + 1, len(widths) - 1)],
-                width,
-                config.num_res_blocks + 1,
-                i in config.attn_levels,
-                Upsample if i > 0 else None,
-            )
-            for i, width in enumerate(widths)
-        )
+        self.up = nn.ModuleList()  # up[i] is level i, as in the encoder; they run from the last to the first
+        for i, (c_out, c_in) in enumerate(zip(widths, [*widths[1:], widths[-1]], strict=True)):
+            level = Level(c_in, c_out, config.num_res_blocks + 1, i in config.attn_levels)
+            if i > 0:
+                level.upsample = Upsample(c_out)
+            self.up.append(level)
         self.norm_out = norm(widths[0])
         self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
 

@@ -26,7 +26,7 @@ def train(
     stage: Annotated[
         StageName, typer.Argument(help="Which of the model's three parts to train; the predictor comes last.")
     ],
-    recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.", metavar="RECIPE")],
+    recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Entries to change, such as steps=100 or data.folder=my_pictures.", metavar="KEY=VALUE"),

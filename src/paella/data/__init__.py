@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -53,7 +54,11 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
     if config.folder is not None:
         from paella.data.folder import Folder
 
-        return Folder(config.folder, size=config.size)
+        folder = Folder(config.folder, size=config.size)
+        if folder.skipped:
+            named = "; ".join(f"{file}: {reason}" for file, reason in folder.skipped)
+            warnings.warn(f"data.folder: {len(folder.skipped)} skipped ({named})", stacklevel=2)
+        return folder
     from paella.data.scenes import Scenes
 
     return Scenes(

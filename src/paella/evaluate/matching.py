@@ -77,7 +77,7 @@ class Matcher:
         return torch.cat(best) if best else torch.zeros(0, len(self.names))
 
     def _match(self, seen: Tensor, background: Tensor, length: int) -> Tensor:
-        """(B, names): the greatest correlation over all positions in `seen` (B, 3, h, w), coarse and less `background`."""
+        """(B, names): the best over all positions in `seen` (B, 3, h, w), coarse and less its `background` (B, 3)."""
         templates = self._templates_of(length)
         colour, alpha = templates[:, :3], templates[:, 3]
         window = templates.shape[-1]
@@ -106,7 +106,7 @@ class Matcher:
         return correlation.flatten(2).amax(2)
 
     def _coarse(self, maps: Tensor) -> Tensor:
-        """Maps of pixels to maps of cells, each the mean of twice its width and height; nothing is 0, the background."""
+        """Pixels to cells, each the mean over twice its width and height. Outside is 0, the background."""
         return F.avg_pool2d(maps, 2 * self.cell, self.cell, self.cell // 2)
 
     def _templates_of(self, length: int) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from math import sqrt
 from typing import Any, Literal, Protocol
 
@@ -66,7 +67,7 @@ class Pipeline(Protocol):
 
     def generate(self, prompt: list[str], *, seed: int, **settings: Any) -> list[Image.Image]: ...
 
-    def reconstruct(self, images: list[Image.Image]) -> list[Image.Image]: ...
+    def reconstruct(self, pictures: list[Image.Image], /) -> list[Image.Image]: ...
 
 
 def held_out_prompts(n: int, kind: Kind, seed: int, names: Sequence[str] | None = None) -> list[tuple[Scene, str]]:
@@ -74,8 +75,13 @@ def held_out_prompts(n: int, kind: Kind, seed: int, names: Sequence[str] | None 
 
     Args:
         names: objects to draw from; by default those of the built-in model.
+
+    Raises:
+        ValueError: no pair of `names` is kept from training.
     """
     names = list(objects() if names is None else names)
+    if kind == "pair" and not any(held_out(Scene(pair, "white", "horizontal")) for pair in permutations(names, 2)):
+        raise ValueError(f"of these {len(names)} objects no pair is kept from training: there is none to evaluate")
     prompts = []
     for index in range(n):
         rng = np.random.default_rng((seed, index, list(KINDS).index(kind), PROMPTS))
@@ -156,7 +162,7 @@ def score_scenes(
         names: all the objects that compete in every decision; by default those of the built-in model.
 
     Returns:
-        Those of `ROWS` that the scenes at hand allow. "One object" is both kinds of it, weighted as training mixes them.
+        Those of `ROWS` that the scenes at hand allow. "One object" is both kinds, weighted as training mixes them.
 
     Raises:
         ValueError: the pictures are not square and of one size, or not one to a scene and a caption, or none, or an
@@ -251,10 +257,11 @@ def wilson(rate: float, n: float) -> Rate:
 def format_table(report: dict[str, Any]) -> str:
     """The report of `evaluate_scenes` as Markdown: percentages with their 95 % intervals."""
     columns = list(report["scores"])
-    settings = "".join(f", {name} {value}" for name, value in report["settings"].items())
+    settings = "".join(f", {name} {value}" for name, value in report["settings"].items() if value is not None)
     lines = [
-        f"{report['n']} held-out prompts of each kind, seed {report['seed']}{settings}; {report['objects']} objects compete"
-        " in every decision. In per cent, with 95 % Wilson intervals.",
+        f"{report['n']} held-out prompts of each kind, seed {report['seed']}{settings}. In every decision all"
+        f" {report['objects']} objects compete. Per cent, with 95 % Wilson intervals. The first two rows weight objects in"
+        " the middle and small ones as the training data does; their n is the number of equal prompts they count as.",
         "",
         "| asked | n | " + " | ".join(columns) + " |",
         "|---|---|" + "---|" * len(columns),

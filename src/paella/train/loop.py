@@ -200,6 +200,8 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     def save() -> None:
         if accelerator.is_main_process:
             save_checkpoint(checkpoint, step, plain, average, optimizers)
+            with average.applied_to(plain[stage.shipped]) as shipped:
+                stage.save(shipped, output / "model")  # so that a run can be tried at any time
 
     with _Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
         step = done
@@ -234,9 +236,6 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     saved = time.monotonic()
                 if interrupts.received:
                     raise KeyboardInterrupt
-        if accelerator.is_main_process:
-            with average.applied_to(plain[stage.shipped]) as shipped:
-                stage.save(shipped, output / "model")
     accelerator.end_training()
     return output
 

@@ -105,7 +105,8 @@ class VQGANStage(Stage):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)  # of the initial weights
         self.data = open_data(recipe.data, recipe.seed)
-        self.modules = {"autoencoder": Autoencoder(recipe)}
+        self.autoencoder = Autoencoder(recipe)
+        self.modules = {"autoencoder": self.autoencoder}
         if recipe.adversarial_from is not None:
             self.modules["discriminator"] = PatchDiscriminator()
         unseen = open_data(recipe.data, recipe.seed + 1)
@@ -136,7 +137,7 @@ class VQGANStage(Stage):
 
     def _adaptive_weight(self, difference: Tensor, adversarial: Tensor) -> Tensor:
         """Balances the two losses by their gradients at the decoder's last layer, clamped: else it ruins runs."""
-        last = self.modules["autoencoder"].get_parameter("vqgan.decoder.conv_out.weight")
+        last = self.autoencoder.vqgan.decoder.conv_out.weight
         losses = (difference, adversarial)
         ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in losses)
         return (ours / (theirs + 1e-6)).clamp(0, self.recipe.adaptive_limit).detach()
