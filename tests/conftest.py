@@ -35,7 +35,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch=2,
     )
     unet_config = UNetConfig(num_labels=32, c_hidden=32, c_clip=16, c_r=8, down_levels=(1, 1), up_levels=(1, 1))
-    clip_config = ClipConfig(dim=16, width=16, heads=2, text_layers=1, vision_layers=1, vocabulary=300)
+    clip_config = ClipConfig(dim=16, width=16, heads=2, text_layers=1, vision_layers=1, vocabulary=300, context=64)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

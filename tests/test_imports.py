@@ -56,7 +56,9 @@ def imports(module: str) -> frozenset[str]:
             found.update(name.name for name in node.names)
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import in line {node.lineno}"
-            found.update({node.module or "", *(f"{node.module}.{name.name}" for name in node.names)})
+            for name in node.names:  # of a package either one of its modules, or something that it defines itself
+                submodule = f"{node.module}.{name.name}"
+                found.add(submodule if submodule.removeprefix("paella.") in modules() else node.module or "")
         for child in ast.iter_child_nodes(node):
             visit(child)
 

@@ -94,7 +94,7 @@ def close_codes(quantizer: str) -> tuple[VQGAN, Tensor, Tensor]:
 @pytest.mark.parametrize("quantizer", ["nearest", "gumbel"])
 def test_half_precision_weights_give_the_float32_lookup(quantizer: str) -> None:
     model, z, tokens = close_codes(quantizer)
-    assert len(tokens.unique()) > 50
+    assert len(tokens.unique()) > 10
     assert torch.equal(model.quantize.tokens(z), tokens)
 
 

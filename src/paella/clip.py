@@ -134,7 +134,10 @@ class Clip:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path)
         except Exception as error:  # tokenizers raises bare Exceptions
             raise CheckpointError(f"model: {path / 'tokenizer.json'} cannot be read ({error})") from error
-        greatest, known = max(tokenizer.get_vocab().values(), default=0), config.text_config.vocab_size
+        greatest, known = (
+            max(tokenizer.get_vocab().values(), default=0),
+            model.text_model.embeddings.token_embedding.num_embeddings,
+        )
         if greatest >= known:
             raise CheckpointError(f"model: {path / 'tokenizer.json'} has ids up to {greatest}; its CLIP knows {known}")
         return cls(

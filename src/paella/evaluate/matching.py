@@ -68,13 +68,13 @@ class Matcher:
             raise ValueError(f"expected pictures of (B, 3, {self.size}, {self.size}), not {tuple(pictures.shape)}")
         lengths = sorted({round(side * self.size) for side in np.linspace(*sides, self.scales)})
         left, top, right, bottom = room or (0, 0, self.size, self.size)
-        best = []
-        for chunk in pictures.split(CHUNK):
-            chunk = as_float(chunk)
+        best = [torch.zeros(0, len(self.names))]
+        for start in range(0, len(pictures), CHUNK):
+            chunk = as_float(pictures[start : start + CHUNK])
             background = border_colour(chunk)
             seen = self._coarse(chunk[:, :, top:bottom, left:right] - background[..., None, None])
             best.append(torch.stack([self._match(seen, background, length) for length in lengths]).amax(0))
-        return torch.cat(best) if best else torch.zeros(0, len(self.names))
+        return torch.cat(best)
 
     def _match(self, seen: Tensor, background: Tensor, length: int) -> Tensor:
         """(B, names): the best over all positions in `seen` (B, 3, h, w), coarse and less its `background` (B, 3)."""

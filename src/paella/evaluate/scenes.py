@@ -260,8 +260,8 @@ def format_table(report: dict[str, Any]) -> str:
     settings = "".join(f", {name} {value}" for name, value in report["settings"].items() if value is not None)
     lines = [
         f"{report['n']} held-out prompts of each kind, seed {report['seed']}{settings}. In every decision all"
-        f" {report['objects']} objects compete. Per cent, with 95 % Wilson intervals. The first two rows weight objects in"
-        " the middle and small ones as the training data does; their n is the number of equal prompts they count as.",
+        f" {report['objects']} objects compete. Per cent, with 95 % Wilson intervals. The first two rows weight"
+        " objects in the middle and small ones as the training data does; their n is that of as many equal prompts.",
         "",
         "| asked | n | " + " | ".join(columns) + " |",
         "|---|---|" + "---|" * len(columns),
