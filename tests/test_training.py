@@ -364,10 +364,8 @@ from paella.train.recipe import load_recipe
 
 usual = loop.learning_rate
 def interrupts(config, step, steps):
-    if step == 3 and sys.argv[2] == "SIGINT":
-        os.killpg(0, signal.SIGINT)  # as Ctrl-C does: the data workers get it too
-    if step == 3 and sys.argv[2] == "SIGTERM":
-        os.kill(os.getpid(), signal.SIGTERM)
+    if step == 3 and sys.argv[2]:
+        os.killpg(0, signal.Signals[sys.argv[2]])  # to the whole group, as Ctrl-C: the data workers get it too
     return usual(config, step, steps)
 loop.learning_rate = interrupts
 module = import_module(f"paella.train.{sys.argv[3]}")

@@ -10,12 +10,13 @@ import typer
 
 from paella import __version__
 from paella.cli import dataset, evaluate, generate, info, train
-from paella.cli.errors import Command, Failure, one_line
+from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(
     name="paella",
     help="Text to image by discrete denoising: make pictures, and train the models that make them.",
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
 for command in (generate.generate, info.info, train.train):
@@ -52,9 +53,7 @@ def run(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):  # what typer says of a bad command line has one
             raise
-        context = getattr(error, "ctx", None)
-        hint = f" (see {context.command_path} --help)" if context is not None else ""
-        message, code = error.format_message().rstrip(".") + hint, getattr(error, "exit_code", 2)
+        message, code = usage_message(error), 2
     print(one_line(f"paella: error: {message}"), file=sys.stderr)
     return code
 

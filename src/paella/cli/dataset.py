@@ -11,7 +11,7 @@ from paella.cli.errors import Command
 from paella.cli.files import check_writable, write_picture
 from paella.cli.options import Seed, Snap, is_picture_file
 
-app = typer.Typer(name="dataset", help="Look at training data.")
+app = typer.Typer(name="dataset", help="Look at training data.", rich_markup_mode="markdown")
 
 
 @app.callback()
@@ -50,9 +50,9 @@ def preview(
         except ValueError as error:
             raise ValueError(f"folder: {error}") from error
         length = len(data)
-        typer.echo(f"{folder}: {length} pictures with captions, {len(data.skipped)} skipped")
+        typer.echo(f"{folder}: {length} with a caption, {len(data.skipped)} skipped")
         for name, reason in data.skipped:
             typer.echo(f"  {name}: {reason}")
     pictures, captions = zip(*(data[index] for index in range(min(number, length))), strict=True)
     write_picture(contact_sheet(pictures, captions), output)
-    typer.echo(f"{output}: {len(pictures)} pictures")
+    typer.echo(f"{output}: a contact sheet of {len(pictures)}")

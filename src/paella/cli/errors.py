@@ -67,6 +67,15 @@ class Command(TyperCommand):
         return message
 
 
+def usage_message(error: Any) -> str:
+    """What typer says of a command line that it cannot parse, in the form of our own messages."""
+    message = error.format_message().rstrip(".")
+    if getattr(error, "param", None) is not None and error.message:
+        message = f"{max(error.param.opts, key=len)}: {error.message.removeprefix('Value error, ')}"
+    context = getattr(error, "ctx", None)
+    return message if context is None else f"{message} (see {context.command_path} --help)"
+
+
 def one_line(message: str) -> str:
     line = " ".join(message.split())
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 2]} …"

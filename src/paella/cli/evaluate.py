@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHOWN = 64  # pictures on the contact sheet
 
-app = typer.Typer(name="evaluate", help="Measure a model.")
+app = typer.Typer(name="evaluate", help="Measure a model.", rich_markup_mode="markdown")
 
 
 @app.callback()

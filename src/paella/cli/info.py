@@ -48,7 +48,7 @@ def info(
         **machine(),
     }
     for name, value in rows.items():
-        typer.echo(f"{name:12}{value}")
+        typer.echo(f"{name:14}{value}")
 
 
 def machine() -> dict[str, str]:

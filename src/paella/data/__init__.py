@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,6 +72,12 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
     )
 
 
+def _ignore_interrupts(worker: int) -> None:
+    """A signal to the whole process group (Ctrl-C) is the parent's business: it still needs the batch at hand."""
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+
+
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
     """An endless loader of (pixels, captions) batches, from sample number `start` on."""
     length = len(data) if isinstance(data, Sized) else None
@@ -80,4 +87,5 @@ def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0
         sampler=Stream(length, seed, start),
         collate_fn=collate,
         num_workers=workers,
+        worker_init_fn=_ignore_interrupts,
     )

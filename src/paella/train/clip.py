@@ -40,6 +40,9 @@ class ClipConfig:
 class ClipRecipe(Recipe):
     model: ClipConfig = field(default_factory=ClipConfig)
     tokenizer_captions: int = 20000  # how many captions the BPE is learned from
+    # The logit scale may not pass this. Published models allow 100; a low one makes the embeddings spread over many
+    # dimensions instead of packing all objects into a dozen, where a predictor hardly tells them apart.
+    max_scale: float = 100.0
 
 
 def train_tokenizer(captions: Sequence[str], config: ClipConfig) -> PreTrainedTokenizerFast:
@@ -127,7 +130,7 @@ class ClipStage(Stage):
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
         ids = self.clip.tokenize(captions).to(pixels.device)
         text, image, scale = self.modules["towers"](ids, self.clip.prepare(pixels))
-        logits = scale.clamp(max=100) * text @ image.T
+        logits = scale.clamp(max=self.recipe.max_scale) * text @ image.T
         target = torch.arange(len(captions), device=pixels.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         yield "towers", loss, {"loss": loss, "accuracy": (logits.argmax(0) == target).float().mean(), "scale": scale}
