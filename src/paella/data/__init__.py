@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import os
 import warnings
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
@@ -72,10 +72,9 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
     )
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """A signal to the whole process group (Ctrl-C) is the parent's business: it still needs the batch at hand."""
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, signal.SIG_IGN)
+def _own_process_group(worker: int) -> None:
+    """Ctrl-C goes to the whole foreground group; the parent must get it alone, as it still needs the batch at hand."""
+    os.setpgid(0, 0)
 
 
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
@@ -87,5 +86,5 @@ def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0
         sampler=Stream(length, seed, start),
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_own_process_group,
     )
