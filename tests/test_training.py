@@ -388,6 +388,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         capture_output=True,
         text=True,
         start_new_session=True,
+        timeout=300,
     )
     assert child.returncode == -signal.SIGINT, child.stderr  # what Python makes of a KeyboardInterrupt
     assert "DataLoader worker" not in child.stderr
