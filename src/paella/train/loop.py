@@ -199,9 +199,10 @@ def train(stage: Stage, recipe: Recipe) -> Path:
 
     def save() -> None:
         if accelerator.is_main_process:
-            save_checkpoint(checkpoint, step, plain, average, optimizers)
             with average.applied_to(plain[stage.shipped]) as shipped:
                 stage.save(shipped, output / "model")  # so that a run can be tried at any time
+            # last: a checkpoint of the last step says that the model is there too
+            save_checkpoint(checkpoint, step, plain, average, optimizers)
 
     with _Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
         step = done
