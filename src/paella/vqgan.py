@@ -27,8 +27,8 @@ class VQGANConfig:
     n_embed: int = 8192
     patch: int = 1  # side of the pixel-unshuffle stem: 2 skips the costly full-resolution level
     quantizer: Literal["nearest", "gumbel"] = "nearest"
-    # A local encoder sees little more than a token's own patch (kernels of 1, norms per position). The usual one lets
-    # a background colour change four in five tokens inside an object, which a predictor then has to learn one by one.
+    # A local encoder sees little more than a token's own patch (kernels of 1, norms per position). With the
+    # usual one a background changed four in five tokens inside an object; whether that slows a predictor is not shown.
     local: bool = False
 
     @property

@@ -40,8 +40,8 @@ class ClipConfig:
 class ClipRecipe(Recipe):
     model: ClipConfig = field(default_factory=ClipConfig)
     tokenizer_captions: int = 20000  # how many captions the BPE is learned from
-    # The logit scale may not pass this. Published models allow 100; a low one makes the embeddings spread over many
-    # dimensions instead of packing all objects into a dozen, where a predictor hardly tells them apart.
+    # The logit scale may not pass this. Published models allow 100. A low one should press the embeddings to spread
+    # over more dimensions, which a predictor may find easier to read: plausible, not shown (docs/results.md).
     max_scale: float = 100.0
 
 
