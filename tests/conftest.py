@@ -16,6 +16,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model with f = 4, 32 codes and pictures of 32 x 32 pixels. Do not write to it: copy it."""
     import torch
 
+    from paella.clip import Whitening
     from paella.data.scenes import Scenes, objects
     from paella.pipeline import Paella
     from paella.sampler import SamplerSettings
@@ -41,10 +42,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         scenes = Scenes(32)
         tokenizer = train_tokenizer([scenes.caption(i) for i in range(100)], clip_config)
+        clip = build_clip(clip_config, 32, tokenizer)
+        clip.whitening = Whitening.fit(torch.nn.functional.normalize(torch.randn(100, clip.dim)))
         Paella(
             TokenPredictor(unet_config).eval(),
             VQGAN(vqgan_config).eval(),
-            build_clip(clip_config, 32, tokenizer),
+            clip,
             SamplerSettings(steps=2),
             32,
             name="tiny",

@@ -1,15 +1,15 @@
 """Laws of the CLIP embeddings."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from paella.checkpoint import CheckpointError
-from paella.clip import Clip
+from paella.clip import Clip, Whitening
 from paella.pipeline import Paella
 
 PROMPTS = ["a dog", "a cat to the left of a very long and winding pear on a light blue background", "x", "a dog"]
@@ -66,15 +66,28 @@ def test_a_text_that_just_fits_is_not_cut(clip: Clip, recwarn: pytest.WarningsRe
     assert not [warning for warning in recwarn if "prompt" in str(warning.message)]
 
 
-def test_unit_variance_is_a_norm_of_root_d(clip: Clip) -> None:
-    assert clip.unit_variance
-    for embeddings in (clip.embed_text(PROMPTS), clip.embed_images(pictures(32, 32))):
-        torch.testing.assert_close(embeddings.norm(dim=1), torch.full((len(embeddings),), math.sqrt(clip.dim)))
+def test_whitened_embeddings_are_uncorrelated_and_of_variance_one() -> None:
+    mixed = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.logspace(0, -1, 6))
+    embeddings = mixed @ torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))[0] + 3
+    white = Whitening.fit(embeddings, floor=0)(embeddings)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cov(white.T), torch.eye(6), rtol=0, atol=1e-3)
+
+
+def test_whitening_leaves_what_is_only_noise_small() -> None:
+    embeddings = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 1e-1, 1e-5])
+    deviations = Whitening.fit(embeddings)(embeddings).std(0)
+    torch.testing.assert_close(deviations[:2], torch.ones(2), rtol=0, atol=0.01)
+    assert deviations[2] < 0.01
+
+
+def test_embeddings_are_whitened_at_norm_one(clip: Clip) -> None:
+    assert clip.whitening is not None
     plain = Clip(clip.model, clip.tokenizer)
-    torch.testing.assert_close(
-        torch.nn.functional.normalize(plain.embed_text(PROMPTS)) * math.sqrt(clip.dim), clip.embed_text(PROMPTS)
-    )
-    assert not torch.allclose(plain.embed_text(PROMPTS), clip.embed_text(PROMPTS), atol=1e-2)
+    for embed in (lambda it: it.embed_text(PROMPTS), lambda it: it.embed_images(pictures(32, 32))):
+        unit = torch.nn.functional.normalize(embed(plain))
+        torch.testing.assert_close(embed(clip), clip.whitening(unit))
+        assert not torch.allclose(embed(plain), embed(clip), atol=1e-2)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 64), (20, 20), (48, 33), (31, 200)])
@@ -96,11 +109,12 @@ def test_pictures_are_normalised_and_centre_cropped(clip: Clip) -> None:
 
 
 def test_a_saved_clip_comes_back_exactly(clip: Clip, tmp_path: Path) -> None:
-    changed = Clip(clip.model, clip.tokenizer, unit_variance=False, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    changed = Clip(clip.model, clip.tokenizer, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     for original in (clip, changed):
         original.save(tmp_path)
         loaded = Clip.load(tmp_path)
-        assert (loaded.unit_variance, loaded.mean, loaded.std) == (original.unit_variance, original.mean, original.std)
+        assert (loaded.mean, loaded.std) == (original.mean, original.std)
+        assert (loaded.whitening is None) == (original.whitening is None)
         own = original.model.state_dict()
         assert own.keys() == loaded.model.state_dict().keys()
         assert all(torch.equal(value, own[key]) for key, value in loaded.model.state_dict().items())
@@ -128,7 +142,10 @@ def test_half_precision_when_asked(clip: Clip, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.embed_text(PROMPTS), clip.embed_text(PROMPTS), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "whitening.safetensors"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(tiny_model: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
     (folder / name).unlink()
@@ -136,7 +153,7 @@ def test_a_missing_file_is_named(tiny_model: Path, tmp_path: Path, name: str) ->
         Clip.load(folder)
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_truncated_file_is_named(tiny_model: Path, tmp_path: Path, name: str) -> None:
     folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
     content = (folder / name).read_bytes()
@@ -145,10 +162,17 @@ def test_a_truncated_file_is_named(tiny_model: Path, tmp_path: Path, name: str) 
         Clip.load(folder)
 
 
+def test_a_whitening_of_another_size_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
+    save_file({"mean": torch.zeros(3), "matrix": torch.eye(3)}, folder / "whitening.safetensors")
+    with pytest.raises(CheckpointError, match=r"whitening\.safetensors"):
+        Clip.load(folder)
+
+
 def test_published_clips_take_what_openai_s_models_expect(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model / "clip", tmp_path / "clip")
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_resize": True}))
     loaded = Clip.load(folder)
-    assert not loaded.unit_variance
+    assert loaded.whitening is None
     assert loaded.mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
     assert loaded.std == pytest.approx((0.269, 0.261, 0.276), abs=1e-3)

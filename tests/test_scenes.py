@@ -178,6 +178,26 @@ def test_lookalikes_are_not_held_out_and_else_differ_in_one_respect() -> None:
     assert 0 < replaced < 0.05 * 2400  # the reversed pairs that would have been held out
 
 
+def test_a_lookalike_of_a_pair_keeps_one_object_in_its_place() -> None:
+    rng = generator(5)
+    kept = []
+    for _ in range(200):
+        scene = scenes.draw_scene(rng, NAMES, layouts=("horizontal", "vertical"))
+        other = scenes.lookalikes(scene, rng, NAMES)[1]
+        if other.layout == scene.layout and other.background == scene.background:  # else it would have been held out
+            kept.append([a == b for a, b in zip(scene.objects, other.objects, strict=True)])
+    assert len(kept) > 150
+    assert all(sum(places) == 1 for places in kept)
+    assert 0.3 < np.mean([places[0] for places in kept]) < 0.7
+
+
+def test_hard_scenes_end_where_there_are_no_more_captions() -> None:
+    some = list(scenes.hard_scenes(1000, 16, 0, NAMES[:3]))
+    words = [caption for _, caption in some]
+    assert 3 * 12 * 2 <= len(words) < 1000
+    assert len(set(words)) == len(words)
+
+
 def test_groups_of_four_are_a_scene_and_its_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Scene] = []
     monkeypatch.setattr(scenes, "render", lambda scene, *_, **__: drawn.append(scene))
@@ -186,7 +206,7 @@ def test_groups_of_four_are_a_scene_and_its_lookalikes(monkeypatch: pytest.Monke
         data[index]
     assert not any(scenes.held_out(scene) for scene in drawn)
     groups = [drawn[i : i + 4] for i in range(0, len(drawn), 4)]
-    assert all(group[3].background != group[0].background for group in groups)
+    assert all((group[3].background, group[3].layout) != (group[0].background, group[0].layout) for group in groups)
     assert all(group[3].objects == group[0].objects for group in groups)
     assert np.mean([len(set(group)) == 4 for group in groups]) > 0.98
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,20 @@ class CheckpointError(ValueError):
 def model_folder(name: str | Path) -> Path:
     """The folder of a model: "builtin" is the one that the package carries."""
     return Path(str(resources.files("paella") / "builtin")) if str(name) == "builtin" else Path(name)
+
+
+def downloaded(name: str | Path, patterns: Sequence[str] | None = None) -> Path:
+    """The folder to which the files of a hub id were downloaded.
+
+    Raises:
+        CheckpointError: there is no such thing, or no way to it.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=None if patterns is None else list(patterns)))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"model: {name} is neither a folder nor a model that the hub gives ({error})") from error
 
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
@@ -80,6 +94,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"model: {path} is not a whole safetensors file ({error})") from error
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file atomically."""
+    partial = path.with_suffix(".partial")
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial, metadata=metadata
+    )
+    partial.chmod(0o644)
+    os.replace(partial, path)
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Copies the tensors into the module, in its own dtype.
 
@@ -102,14 +126,11 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
 def save_module(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes the module's weights atomically, floating-point ones as `dtype` where one is given."""
     tensors = {
-        key: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous().clone()
+        key: value.to(dtype) if dtype and value.is_floating_point() else value
         for key, value in module.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.chmod(0o644)
-    os.replace(partial, path)
+    write_tensors(tensors, path)
 
 
 def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -135,8 +156,9 @@ def load_predictor(folder: str | Path) -> TokenPredictor:
 
 def load_clip(name: str | Path) -> Clip:
     """The CLIP of a model folder (or "builtin"), or else of a folder or hub id in transformers' format."""
-    own = model_folder(name) / "clip"
-    return Clip.load(own if own.is_dir() else name)
+    folder = model_folder(name)
+    own_parts = (folder / "model.json").is_file() or (folder / "clip").is_dir()
+    return Clip.load(folder / "clip" if own_parts else name)
 
 
 def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
@@ -172,6 +194,11 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'} has format {about.get('format')!r}; this reads {FORMAT}")
     if missing := {"size", "sampler"} - set(about):
         raise CheckpointError(f"model: {folder / 'model.json'} lacks {', '.join(sorted(missing))}")
+    size, objects = about["size"], about.get("objects", [])
+    if not isinstance(size, int) or size < 1:
+        raise CheckpointError(f"model: {folder / 'model.json'}: size must be a number of pixels, not {size!r}")
+    if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
+        raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
     vqgan, clip, predictor = load_vqgan(folder), load_clip(folder), load_predictor(folder)
     if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
         raise CheckpointError(
@@ -183,7 +210,7 @@ def load_model(folder: Path) -> dict[str, Any]:
         "vqgan": vqgan,
         "clip": clip,
         "settings": config_from(SamplerSettings, about["sampler"], folder / "model.json"),
-        "size": about["size"],
-        "name": about.get("name", folder.name),
-        "objects": about.get("objects", []),
+        "size": size,
+        "name": str(about.get("name", folder.name)),
+        "objects": objects,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,42 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
+WHITENING = "whitening.safetensors"
+
 # what published CLIP models expect where their folder does not say otherwise (Radford et al. 2021)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """An affine map of unit embeddings (B,d) onto ones of mean zero whose components are uncorrelated, variance one.
+
+    A small contrastive model spends most of its variance on a few dimensions (backgrounds, above all), and hides what
+    tells one object from another in the small ones, where a young predictor does not see it.
+
+    Attributes:
+        mean: (d,) float32.
+        matrix: (d,d) float32.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+
+    @classmethod
+    def fit(cls, embeddings: Tensor, floor: float = 1e-4) -> Whitening:
+        """The map for embeddings (n,d).
+
+        Args:
+            floor: directions of less than this share of the greatest variance are noise, and stay small.
+        """
+        mean = embeddings.mean(0)
+        variances, directions = torch.linalg.eigh(torch.cov(embeddings.T.double()))
+        scale = (variances.clamp(min=0) + floor * variances.max()).rsqrt()
+        return cls(mean, (directions * scale @ directions.T).float())
+
+    def __call__(self, embeddings: Tensor) -> Tensor:
+        mean, matrix = self.mean.to(embeddings), self.matrix.to(embeddings)
+        return (embeddings - mean) @ matrix
 
 
 class Clip:
@@ -24,8 +59,8 @@ class Clip:
     Args:
         model: a CLIPModel; embeddings are computed in its parameters' dtype.
         tokenizer: the tokenizer that belongs to it.
-        unit_variance: scale every embedding to norm sqrt(d), so that its components have variance one, which a young
-            predictor likes; published predictors take embeddings as the encoder gives them.
+        whitening: what embeddings, scaled to norm one, go through; None = they stay as the encoder gives them, as
+            published predictors take them.
         mean, std: of the pixel values, per channel.
     """
 
@@ -34,11 +69,11 @@ class Clip:
         model: CLIPModel,
         tokenizer: PreTrainedTokenizerFast,
         *,
-        unit_variance: bool = False,
+        whitening: Whitening | None = None,
         mean: Sequence[float] = CLIP_MEAN,
         std: Sequence[float] = CLIP_STD,
     ) -> None:
-        self.model, self.tokenizer, self.unit_variance = model.eval(), tokenizer, unit_variance
+        self.model, self.tokenizer, self.whitening = model.eval(), tokenizer, whitening
         self.mean, self.std = tuple(mean), tuple(std)
 
     @property
@@ -50,6 +85,10 @@ class Clip:
     def context(self) -> int:
         """The longest text that the encoder reads, in tokens, start and end included."""
         return self.model.config.text_config.max_position_embeddings
+
+    def unwhitened(self) -> Clip:
+        """The same model with embeddings as the contrastive loss compares them."""
+        return Clip(self.model, self.tokenizer, mean=self.mean, std=self.std)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> token ids (B,L) int64, padded; a text longer than the encoder reads is cut with a warning."""
@@ -66,13 +105,13 @@ class Clip:
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts -> embeddings (B,d). A text's embedding does not depend on the others."""
         pooled = self.model.text_model(input_ids=self.tokenize(texts).to(self.model.device)).pooler_output
-        return self._scaled(self.model.text_projection(pooled))
+        return self._whitened(self.model.text_projection(pooled))
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> embeddings (B,d), resized and centre-cropped to what the encoder takes."""
         pooled = self.model.vision_model(pixel_values=self.prepare(pixels)).pooler_output
-        return self._scaled(self.model.visual_projection(pooled))
+        return self._whitened(self.model.visual_projection(pooled))
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> what the image encoder takes (B,3,S,S)."""
@@ -87,19 +126,19 @@ class Clip:
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).to(self.model.dtype)
 
-    def _scaled(self, embeddings: Tensor) -> Tensor:
-        if not self.unit_variance:
-            return embeddings
-        return F.normalize(embeddings, dim=-1) * embeddings.shape[-1] ** 0.5
+    def _whitened(self, embeddings: Tensor) -> Tensor:
+        return embeddings if self.whitening is None else self.whitening(F.normalize(embeddings, dim=-1))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
-        """Writes a folder in transformers' format, with one key of ours in `preprocessor_config.json`."""
-        from paella.checkpoint import save_module, write_json
+        """Writes a folder in transformers' format; where there is a whitening, a file and a key of ours say so."""
+        from paella.checkpoint import save_module, write_json, write_tensors
 
         save_module(self.model, folder / "model.safetensors", dtype)
         self.model.config.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        settings = {"image_mean": self.mean, "image_std": self.std, "unit_variance": self.unit_variance}
+        if self.whitening is not None:
+            write_tensors(asdict(self.whitening), folder / WHITENING)
+        settings = {"image_mean": self.mean, "image_std": self.std, "whitening": self.whitening is not None}
         write_json(settings, folder / "preprocessor_config.json")
 
     @classmethod
@@ -111,13 +150,11 @@ class Clip:
         """
         from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-        from paella.checkpoint import CheckpointError, load_strictly, read_json, read_tensors
+        from paella.checkpoint import CheckpointError, downloaded, load_strictly, read_json, read_tensors
 
         path = Path(folder)
         if not path.is_dir():
-            from huggingface_hub import snapshot_download
-
-            path = Path(snapshot_download(str(folder), allow_patterns=["*.json", "*.txt", "model.safetensors"]))
+            path = downloaded(folder, ["*.json", "*.txt", "model.safetensors"])
         config = CLIPConfig(**read_json(path / "config.json"))
         with torch.device("meta"):
             model = CLIPModel(config)
@@ -128,6 +165,12 @@ class Clip:
         tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
         load_strictly(model, tensors, path / "model.safetensors")
         settings = read_json(path / "preprocessor_config.json")
+        whitening = None
+        if settings.get("whitening"):
+            tensors, d = read_tensors(path / WHITENING), config.projection_dim
+            if {key: tuple(value.shape) for key, value in tensors.items()} != {"mean": (d,), "matrix": (d, d)}:
+                raise CheckpointError(f"model: {path / WHITENING} must hold a mean ({d}) and a matrix ({d}, {d})")
+            whitening = Whitening(**tensors)
         if not (path / "tokenizer.json").is_file():
             raise CheckpointError(f"model: {path / 'tokenizer.json'} is missing")
         try:
@@ -143,7 +186,7 @@ class Clip:
         return cls(
             model,
             tokenizer,
-            unit_variance=settings.get("unit_variance", False),
+            whitening=whitening,
             mean=settings.get("image_mean", CLIP_MEAN),
             std=settings.get("image_std", CLIP_STD),
         )

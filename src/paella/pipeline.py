@@ -70,13 +70,7 @@ class Paella:
         """
         folder = checkpoint.model_folder("builtin" if model is None else model)
         if not folder.exists() and len(Path(str(model)).parts) == 2 and not Path(str(model)).is_absolute():
-            from huggingface_hub import snapshot_download
-
-            try:
-                folder = Path(snapshot_download(str(model)))
-            except (OSError, ValueError) as error:
-                reason = f"neither a folder nor a model that the hub gives ({error})"
-                raise checkpoint.CheckpointError(f"model: {model} is {reason}") from error
+            folder = checkpoint.downloaded(str(model))
         pipeline = cls(**checkpoint.load_model(folder))
         place = resolve_device(device)
         pipeline.predictor.to(place, resolve_dtype(dtype, place)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

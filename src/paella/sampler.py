@@ -38,7 +38,7 @@ class SamplerSettings:
     min_tokens: int = 1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.steps != int(self.steps):
+        if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps: must be a whole number of at least 1, not {self.steps}")
         if not math.isfinite(self.guidance):
             raise ValueError(f"guidance: must be a finite number, not {self.guidance}")

@@ -6,11 +6,13 @@ Parameter names follow taming-transformers, so that its published checkpoints lo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Quantizer = Literal["nearest", "gumbel"]
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,14 @@ class VQGANConfig:
     embed_dim: int = 256
     n_embed: int = 8192
     patch: int = 1  # side of the pixel-unshuffle stem: 2 skips the costly full-resolution level
-    quantizer: Literal["nearest", "gumbel"] = "nearest"
+    quantizer: Quantizer = "nearest"
     # A local encoder sees little more than a token's own patch (kernels of 1, norms per position). With the
     # usual one a background changed four in five tokens inside an object; whether that slows a predictor is not shown.
     local: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantizer not in get_args(Quantizer):
+            raise ValueError(f"quantizer: must be one of {', '.join(get_args(Quantizer))}, not {self.quantizer!r}")
 
     @property
     def f(self) -> int:

@@ -77,7 +77,7 @@ def scenes(
             on_pictures=show,
             **{name: getattr(pipeline.settings, name) for name in ("steps", "guidance", "typical_mass", "temperature")},
         )
-    report["parts"] = evaluate_parts(pipeline, seed, names)
+    report["parts"] = evaluate_parts(pipeline, seed, names, snap=snap)
     report |= {
         "model": pipeline.name,
         "sampler": asdict(pipeline.settings),

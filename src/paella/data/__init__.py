@@ -22,6 +22,11 @@ class PictureData(Protocol):
     def __getitem__(self, index: int) -> tuple[Image.Image, str]: ...
 
 
+def length(data: PictureData) -> int | None:
+    """How many pictures there are; None = no end."""
+    return len(data) if isinstance(data, Sized) else None
+
+
 class Stream(Sampler[int]):
     """Indices from position `start` on, for ever: 0, 1, 2 … of an endless data set, shuffled epochs of a finite one.
 
@@ -55,7 +60,10 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
     if config.folder is not None:
         from paella.data.folder import Folder
 
-        folder = Folder(config.folder, size=config.size)
+        try:
+            folder = Folder(config.folder, size=config.size)
+        except ValueError as error:
+            raise ValueError(f"data: {error}") from error
         if folder.skipped:
             named = "; ".join(f"{file}: {reason}" for file, reason in folder.skipped)
             warnings.warn(f"data.folder: {len(folder.skipped)} skipped ({named})", stacklevel=2)
@@ -68,22 +76,23 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
         names=config.objects,
         snap=config.snap,
         full_captions=config.full_captions,
+        mirrored=config.mirrored,
         lookalike_groups=config.lookalike_groups,
     )
 
 
 def _own_process_group(worker: int) -> None:
     """Ctrl-C goes to the whole foreground group; the parent must get it alone, as it still needs the batch at hand."""
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # Windows has no such groups
+        os.setpgid(0, 0)
 
 
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
     """An endless loader of (pixels, captions) batches, from sample number `start` on."""
-    length = len(data) if isinstance(data, Sized) else None
     return DataLoader(
         data,  # type: ignore[arg-type]
         batch_size=batch_size,
-        sampler=Stream(length, seed, start),
+        sampler=Stream(length(data), seed, start),
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=_own_process_group,

@@ -192,54 +192,73 @@ def captions(scene: Scene) -> list[str]:
             return [f"{things[0]} above {things[1]} {where}", f"{things[1]} below {things[0]} {where}"]
 
 
-def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> str:
-    """One wording at random; `full` leaves out the short forms, which do not name the background."""
+def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False, mirrored: float = 0.5) -> str:
+    """One wording at random.
+
+    Args:
+        full: leave out the short forms, which do not name the background.
+        mirrored: how often a pair is worded from its right or lower object ("to the right of", "below").
+    """
     wordings = [words for words in captions(scene) if not full or "background" in words]
-    if scene.layout == "single" and len(wordings) > 1:  # short forms are the exception
+    if len(scene.objects) == 2:
+        return wordings[rng.choice(2, p=(1 - mirrored, mirrored))]
+    if len(wordings) > 1:  # short forms are the exception
         return wordings[rng.choice(len(wordings), p=(0.8, 0.1, 0.1))]
-    return wordings[rng.integers(len(wordings))]
+    return wordings[0]
 
 
 def lookalikes(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> list[Scene]:
     """Three scenes that differ from this one in one respect each: hard negatives for contrastive training.
 
+    Of a pair, one has another object in one of the two places: without it, who stands where need only be known well
+    enough to tell a pair from its mirror image.
+
     None of them is held out: a variant that would be is replaced by a random scene.
     """
     other_background = replace(scene, background=_other(rng, list(BACKGROUNDS), scene.background))
     if len(scene.objects) == 2:
+        first, second = scene.objects
+        other = _other(rng, names, *scene.objects)
+        turned = replace(scene, layout="vertical" if scene.layout == "horizontal" else "horizontal")
         variants = [
-            replace(scene, objects=scene.objects[::-1]),
-            replace(scene, layout="vertical" if scene.layout == "horizontal" else "horizontal"),
-            other_background,
+            replace(scene, objects=(second, first)),
+            replace(scene, objects=(first, other) if rng.random() < 0.5 else (other, second)),
+            turned if rng.random() < 0.5 else other_background,
         ]
     else:
         variants = [
-            replace(scene, objects=(_other(rng, names, scene.objects[0]),)),
+            replace(scene, objects=(_other(rng, names, *scene.objects),)),
             replace(scene, layout="small" if scene.layout == "single" else "single"),
             other_background,
         ]
     return [draw_scene(rng, names) if held_out(variant) else variant for variant in variants]
 
 
-def _other(rng: np.random.Generator, choices: Sequence[str], this: str) -> str:
-    rest = [choice for choice in choices if choice != this]
+def _other(rng: np.random.Generator, choices: Sequence[str], *these: str) -> str:
+    rest = [choice for choice in choices if choice not in these]
     return rest[rng.integers(len(rest))]
 
 
 def hard_scenes(
     count: int, size: int, seed: int, names: Sequence[str] | None = None
 ) -> Iterator[tuple[Image.Image, str]]:
-    """That many (picture, caption), in groups of a scene and its lookalikes, no caption twice; pairs held-out ones."""
+    """(picture, caption) in groups of a scene and its lookalikes, no caption twice; pairs are held-out ones.
+
+    That many, or fewer where so few objects do not have that many captions.
+    """
     names = list(objects() if names is None else names)
     rng = np.random.default_rng((seed, 1))
     seen: set[str] = set()
-    while len(seen) < count:
+    idle = 0  # scenes in a row that had no new caption
+    while len(seen) < count and idle < 1000:
+        before = len(seen)
         scene = draw_scene(rng, names, accept=lambda scene: len(scene.objects) == 1 or held_out(scene))
         for one in (scene, *lookalikes(scene, rng, names)):
             words = caption(one, rng, full=True)
             if words not in seen and len(seen) < count:
                 seen.add(words)
                 yield render(one, size, rng), words
+        idle = 0 if len(seen) > before else idle + 1
 
 
 class Scenes:
@@ -249,6 +268,7 @@ class Scenes:
         size: side of the pictures, in pixels.
         names: objects to draw from; by default those of the built-in model.
         full_captions: leave out captions that do not name the background.
+        mirrored: share of pairs that are worded from the right or lower object.
         lookalike_groups: each run of four indices holds a scene and its three `lookalikes`.
     """
 
@@ -260,11 +280,12 @@ class Scenes:
         names: Sequence[str] | None = None,
         snap: int = 1,
         full_captions: bool = False,
+        mirrored: float = 0.5,
         lookalike_groups: bool = False,
     ) -> None:
         self.size, self.seed, self.snap = size, seed, snap
         self.names = list(objects() if names is None else names)
-        self.full_captions, self.lookalike_groups = full_captions, lookalike_groups
+        self.full_captions, self.mirrored, self.lookalike_groups = full_captions, mirrored, lookalike_groups
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         scene, words, rng = self._draw(index)
@@ -282,4 +303,4 @@ class Scenes:
             scene = [scene, *lookalikes(scene, group_rng, self.names)][index % 4]
         else:
             scene = draw_scene(rng, self.names)
-        return scene, caption(scene, rng, full=self.full_captions), rng
+        return scene, caption(scene, rng, full=self.full_captions, mirrored=self.mirrored), rng

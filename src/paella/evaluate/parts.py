@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import LAYOUT_SHARES, LAYOUTS
+from paella.data.scenes import LAYOUT_SHARES, LAYOUTS, captions
+from paella.evaluate.metrics import by_noise_level
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
 from paella.noise import add_noise
 
 if TYPE_CHECKING:
+    from paella.clip import Clip
     from paella.pipeline import Paella
 
 SCENES = 512  # for VQGAN and predictor
-LEVELS = 4  # ranges of t that the predictor is told apart by
+PAIRS = 400  # for CLIP's order
 
 
-def evaluate_parts(pipeline: Paella, seed: int = 0, names: Sequence[str] | None = None) -> dict[str, Any]:
+def evaluate_parts(
+    pipeline: Paella, seed: int = 0, names: Sequence[str] | None = None, *, snap: int = 1
+) -> dict[str, Any]:
     """Figures of the VQGAN, CLIP and the predictor.
 
     Args:
         seed: of scenes and noise; 0 has the gallery that CLIP's own recipe reports on.
         names: objects to draw from; by default those of the built-in model.
+        snap: that of the pictures for VQGAN and predictor: what the model was trained with.
 
     Returns:
-        "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions;
-        "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are right unworked.
+        "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions,
+        and `pair_order`; "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are
+        right unworked.
     """
     from paella.train.clip import hard_gallery, retrieval
     from paella.train.recipe import DataConfig
@@ -42,13 +49,38 @@ def evaluate_parts(pipeline: Paella, seed: int = 0, names: Sequence[str] | None 
         for kind, layouts in KINDS.items()
         for prompt in held_out_prompts(round(SCENES * sum(shares[it] for it in layouts)), kind, seed, names)
     ]
-    pixels = to_tensor(real_pictures([scene for scene, _ in prompts], pipeline.size, seed)).to(pipeline.device)
+    pictures = real_pictures([scene for scene, _ in prompts], pipeline.size, seed, snap=snap)
+    pixels = to_tensor(pictures).to(pipeline.device)
     gallery = hard_gallery(DataConfig(size=pipeline.size, objects=None if names is None else list(names)), seed + 1)
     return {
         "vqgan": reconstruction_figures(pipeline.vqgan, pixels),
-        "clip": {"R@1": retrieval(pipeline.clip, *gallery), "chance": 1 / len(gallery[1])},
+        "clip": {
+            "R@1": retrieval(pipeline.clip, *gallery),
+            "chance": 1 / len(gallery[1]),
+            "order": pair_order(pipeline.clip, pipeline.size, seed, names),
+        },
         "predictor": predictor_figures(pipeline, pixels, [words for _, words in prompts], seed),
     }
+
+
+@torch.no_grad()
+def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float:
+    """The share of held-out pairs whose picture is nearer to its caption than to that of the pair swapped.
+
+    A half is chance. Retrieval hardly shows this: a model that knows no order still finds most captions.
+    """
+    prompts = held_out_prompts(PAIRS, "pair", seed, names)
+    pixels = to_tensor(real_pictures([scene for scene, _ in prompts], size, seed)).to(clip.model.device)
+    swapped = [
+        captions(replace(scene, objects=scene.objects[::-1]))[captions(scene).index(words)] for scene, words in prompts
+    ]
+    clip = clip.unwhitened()
+    pictures = F.normalize(torch.cat([clip.embed_images(part) for part in pixels.split(100)]), dim=-1)
+    own, other = (
+        torch.cat([F.normalize(clip.embed_text([text]), dim=-1) for text in texts])
+        for texts in ([words for _, words in prompts], swapped)
+    )
+    return ((pictures * own).sum(1) > (pictures * other).sum(1)).float().mean().item()
 
 
 @torch.inference_mode()
@@ -59,7 +91,7 @@ def predictor_figures(
     count, codes, device = len(captions), pipeline.vqgan.config.n_embed, pixels.device
     random = torch.Generator().manual_seed(seed)
     t = (torch.randperm(count, generator=random) + 0.5) / count  # evenly spread, in an order that knows no layout
-    figures = []  # of each picture: loss, accuracy, copied
+    rows = []  # of each picture: loss, accuracy, copied
     for part in torch.arange(count).split(32):
         u = pipeline.vqgan.encode(pixels[part])
         noise = torch.randint(codes, u.shape, generator=random).to(device)
@@ -67,14 +99,12 @@ def predictor_figures(
         condition = torch.cat([pipeline.clip.embed_text([captions[i]]) for i in part.tolist()])
         logits = pipeline.predictor(noisy, condition, t[part].to(device)).float()
         each = (F.cross_entropy(logits, u, reduction="none"), logits.argmax(1) == u, noisy == u)
-        figures.append(torch.stack([values.float().mean((1, 2)) for values in each], 1).cpu())
-    rows = torch.cat(figures)
-    result = {}
-    for level in range(LEVELS):
-        low, high = level / LEVELS, (level + 1) / LEVELS
-        means = rows[(t >= low) & (t < high)].mean(0).tolist()
-        result[f"{low:g}-{high:g}"] = dict(zip(("loss", "accuracy", "copied"), means, strict=True))
-    return result
+        rows.append(torch.stack([values.float().mean((1, 2)) for values in each], 1).cpu())
+    figures = dict(zip(("loss", "accuracy", "copied"), torch.cat(rows).unbind(1), strict=True))
+    return {
+        level: {name: float(mean) for name, mean in means.items()}
+        for level, means in by_noise_level(t, figures).items()
+    }
 
 
 def format_parts(figures: dict[str, Any]) -> str:
@@ -82,7 +112,8 @@ def format_parts(figures: dict[str, Any]) -> str:
     vqgan, clip = figures["vqgan"], figures["clip"]
     lines = [
         f"VQGAN: PSNR {vqgan['PSNR']:.2f} dB, {100 * vqgan['codes used']:.1f} % of the codes used. "
-        f"CLIP: R@1 {100 * clip['R@1']:.1f} % (chance {100 * clip['chance']:.1f} %).",
+        f"CLIP: R@1 {100 * clip['R@1']:.1f} % (chance {100 * clip['chance']:.1f} %), "
+        f"order of a pair {100 * clip['order']:.1f} % (chance 50 %).",
         "",
         "| predictor, at t | loss (nats) | accuracy, % | right unworked, % |",
         "|---|---|---|---|",

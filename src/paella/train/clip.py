@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.clip import Clip
-from paella.data import PictureData, collate, open_data
+from paella.clip import Clip, Whitening
+from paella.data import PictureData, collate, length, open_data
 from paella.images import contact_sheet
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import DataConfig, Recipe
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 GALLERY = 1000
+MAX_SCALE = 100.0  # the logit scale may not pass this (Radford et al. 2021)
+WHITENED = 4096  # samples that the whitening is fitted to
+THUMBNAIL = 16  # pixels, a side
 
 
 @dataclass
@@ -40,9 +43,11 @@ class ClipConfig:
 class ClipRecipe(Recipe):
     model: ClipConfig = field(default_factory=ClipConfig)
     tokenizer_captions: int = 20000  # how many captions the BPE is learned from
-    # The logit scale may not pass this. Published models allow 100. A low one should press the embeddings to spread
-    # over more dimensions, which a predictor may find easier to read: plausible, not shown (docs/results.md).
-    max_scale: float = 100.0
+    # Weight of a second loss: the squared error of a thumbnail that a linear layer reads from an embedding. The
+    # contrastive loss alone is content with embeddings that tell one picture from a batch of others; a predictor has to
+    # read from them what each part of the picture looks like.
+    thumbnail: float = 20.0
+    text_only: bool = False  # train the text tower alone, so that pictures keep their embeddings; needs init_from
 
 
 def train_tokenizer(captions: Sequence[str], config: ClipConfig) -> PreTrainedTokenizerFast:
@@ -93,7 +98,14 @@ def build_clip(config: ClipConfig, image_size: int, tokenizer: PreTrainedTokeniz
         "patch_size": config.patch,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.dim))
-    return Clip(model, tokenizer, unit_variance=True)
+    # transformers starts with places and patches of 0.02, made for long training: in a short one, where a thing stands
+    # stays unnoticed
+    for name, weight in model.vision_model.named_parameters():
+        if "position_embedding" in name:
+            nn.init.normal_(weight)
+        elif weight.ndim > 1:
+            nn.init.xavier_uniform_(weight.flatten(1))
+    return Clip(model, tokenizer)
 
 
 class Towers(nn.Module):
@@ -102,12 +114,16 @@ class Towers(nn.Module):
     def __init__(self, clip: Clip) -> None:
         super().__init__()
         self.model = clip.model.train()
+        self.thumbnail = nn.Linear(clip.dim, 3 * THUMBNAIL**2)
 
-    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids (B,L), prepared pixels (B,3,S,S) -> unit embeddings (B,d) of texts and pictures, logit scale."""
+    def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Token ids (B,L), prepared pixels (B,3,S,S) -> unit embeddings of texts and of pictures (B,d), logit scale,
+        and the thumbnails (2,B,3·T·T) that are read from either embedding."""
         text = self.model.text_projection(self.model.text_model(input_ids=ids).pooler_output)
         image = self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
-        return F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1), self.model.logit_scale.exp()
+        text, image = (F.normalize(embedding.float(), dim=-1) for embedding in (text, image))
+        thumbnails = self.thumbnail(torch.stack([text, image]) * text.shape[-1] ** 0.5)
+        return text, image, self.model.logit_scale.exp(), thumbnails
 
 
 class ClipStage(Stage):
@@ -121,19 +137,30 @@ class ClipStage(Stage):
             from paella.checkpoint import model_folder
 
             self.clip = Clip.load(model_folder(recipe.init_from) / "clip")
+        elif recipe.text_only:
+            raise ValueError("text_only: needs init_from, a model whose pictures keep their embeddings")
         else:
             tokenizer = train_tokenizer(_captions(self.data, recipe.tokenizer_captions), recipe.model)
             self.clip = build_clip(recipe.model, recipe.data.size, tokenizer)
+        if recipe.text_only:
+            self.clip.model.vision_model.requires_grad_(False)
+            self.clip.model.visual_projection.requires_grad_(False)
         self.modules = {"towers": Towers(self.clip)}
         self.gallery = hard_gallery(recipe.data, recipe.seed + 1)
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
         ids = self.clip.tokenize(captions).to(pixels.device)
-        text, image, scale = self.modules["towers"](ids, self.clip.prepare(pixels))
-        logits = scale.clamp(max=self.recipe.max_scale) * text @ image.T
+        text, image, scale, thumbnails = self.modules["towers"](ids, self.clip.prepare(pixels))
+        scale = scale.clamp(max=MAX_SCALE)
+        logits = scale * text @ image.T
         target = torch.arange(len(captions), device=pixels.device)
-        loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        yield "towers", loss, {"loss": loss, "accuracy": (logits.argmax(0) == target).float().mean(), "scale": scale}
+        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        seen = F.adaptive_avg_pool2d(pixels, THUMBNAIL).flatten(1)  # (B,3·T·T)
+        text_error, image_error = (thumbnails.float() - seen).square().mean((1, 2))
+        loss = contrastive + self.recipe.thumbnail * (text_error + image_error)
+        metrics = {"loss": loss, "contrastive": contrastive, "scale": scale}
+        metrics |= {"thumbnail from text": text_error, "thumbnail from picture": image_error}
+        yield "towers", loss, {**metrics, "accuracy": (logits.argmax(0) == target).float().mean()}
 
     def evaluate(self, shipped: nn.Module) -> dict[str, float]:
         return {"R@1": retrieval(self.clip, *self.gallery), "chance": 1 / len(self.gallery[1])}
@@ -145,22 +172,34 @@ class ClipStage(Stage):
         return contact_sheet(pictures[:16], [captions[i] for i in found], columns=8)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
-        self.clip.model.eval()
+        if not self.recipe.text_only:
+            self.clip.whitening = self.fitted_whitening()
         self.clip.save(folder / "clip")
+
+    def fitted_whitening(self) -> Whitening:
+        """The whitening for texts and pictures of the training data."""
+        plain = self.clip.unwhitened()
+        samples = [self.data[i] for i in range(min(WHITENED, length(self.data) or WHITENED))]
+        embeddings = [
+            embed
+            for part in range(0, len(samples), 128)
+            for pixels, captions in [collate(samples[part : part + 128])]
+            for embed in (plain.embed_text(captions), plain.embed_images(pixels.to(self.device)))
+        ]
+        return Whitening.fit(F.normalize(torch.cat(embeddings).float(), dim=-1))
 
 
 def _captions(data: PictureData, count: int) -> list[str]:
     """Captions of the data, without drawing the pictures where the data can say them alone."""
-    length = len(data) if isinstance(data, Sized) else count
     say = getattr(data, "caption", lambda index: data[index][1])
-    return [say(index) for index in range(min(count, length))]
+    return [say(index) for index in range(min(count, length(data) or count))]
 
 
 def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list[str]]:
     """Held-out pictures and captions, no caption twice. Scenes come in groups of lookalikes, pairs held-out ones."""
     if config.folder is not None:
         data = open_data(config, seed)
-        samples = [data[i] for i in range(min(GALLERY, len(data)))]  # type: ignore[arg-type]
+        samples = [data[i] for i in range(min(GALLERY, length(data) or GALLERY))]
     else:
         from paella.data.scenes import hard_scenes
 
@@ -172,8 +211,7 @@ def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list
 @torch.no_grad()
 def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[int]:
     """For each picture, which caption is nearest to it in CLIP space."""
-    training = clip.model.training
-    clip.model.eval()
+    training, clip = clip.model.training, clip.unwhitened()  # which is in evaluation mode
     device = clip.model.device
     pixels = collate([(picture, "") for picture in pictures])[0].to(device)
     image = torch.cat([clip.embed_images(part) for part in pixels.split(100)])

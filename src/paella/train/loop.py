@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
 import time
 from abc import ABC, abstractmethod
@@ -20,10 +19,10 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from paella.checkpoint import write_tensors
 from paella.data import PictureData, open_loader
 from paella.train.recipe import OptimizerConfig, Recipe
 
@@ -118,10 +117,7 @@ def save_checkpoint(
         tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
         for index, state in optimizers[part].state_dict()["state"].items():
             tensors |= {f"optimizer/{part}/{index}/{name}": value for name, value in state.items()}
-    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step)})
-    os.replace(partial, path)
+    write_tensors(tensors, path, metadata={"step": str(step)})
 
 
 def load_checkpoint(
@@ -159,7 +155,7 @@ def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups of which only matrices and kernels decay: scales, biases and embeddings do not."""
     embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
     parameters = [p for p in module.parameters() if p.requires_grad]
-    with_decay = [p for p in parameters if p.ndim > 1 and id(p) not in embeddings]
+    with_decay = [p for p in parameters if p.squeeze().ndim > 1 and id(p) not in embeddings]
     chosen = {id(p) for p in with_decay}
     without = [p for p in parameters if id(p) not in chosen]
     return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
@@ -181,7 +177,10 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
         name: AdamW(
-            decayed(module, recipe.optimizer.weight_decay), recipe.optimizer.learning_rate, recipe.optimizer.betas
+            decayed(module, recipe.optimizer.weight_decay),
+            recipe.optimizer.learning_rate,
+            recipe.optimizer.betas,
+            fused=True,
         )
         for name, module in plain.items()
     }

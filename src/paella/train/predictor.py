@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella.checkpoint import load_clip, load_predictor, load_vqgan, save_model
-from paella.data import open_data
+from paella.data import length, open_data
+from paella.evaluate.metrics import by_noise_level
 from paella.images import contact_sheet
 from paella.noise import add_noise
 from paella.pipeline import Paella
@@ -20,8 +21,6 @@ from paella.sampler import SamplerSettings
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 from paella.unet import TokenPredictor, UNetConfig
-
-NOISE_LEVELS = 4  # loss and accuracy are logged for this many ranges of t
 
 
 @dataclass
@@ -33,6 +32,7 @@ class PredictorRecipe(Recipe):
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
     region_share: float = 0.15  # samples of which a random region stays clean, as in- and outpainting find it
     label_smoothing: float = 0.1
+    name: str = "paella"  # recorded in the metadata of the model's pictures
     sampler: SamplerSettings = field(default_factory=SamplerSettings)  # the finished model's defaults
 
 
@@ -58,8 +58,9 @@ class PredictorStage(Stage):
         self.data = open_data(recipe.data, recipe.seed)
         self.vqgan, self.clip = load_vqgan(recipe.vqgan).requires_grad_(False), load_clip(recipe.clip)
         sizes = {"num_labels": self.vqgan.config.n_embed, "c_clip": self.clip.dim}
-        predictor = TokenPredictor(UNetConfig(**{**vars(recipe.model), **sizes}))
-        if recipe.init_from is not None:
+        if recipe.init_from is None:
+            predictor = TokenPredictor(UNetConfig(**{**vars(recipe.model), **sizes}))
+        else:
             predictor = load_predictor(recipe.init_from).train()
             if not sizes.items() <= vars(predictor.config).items():
                 raise ValueError(f"init_from: its predictor is not for this VQGAN and CLIP ({sizes})")
@@ -82,12 +83,10 @@ class PredictorStage(Stage):
         each = each.view(batch, -1).mean(1)
         right = (rows.argmax(1) == u.flatten()).float().view(batch, -1).mean(1)
         copied = (noisy == u).float().mean((1, 2))
-        metrics: dict[str, Tensor | float] = {"loss": each.mean(), "accuracy": right.mean(), "copied": copied.mean()}
-        for level in range(NOISE_LEVELS):
-            low, high = level / NOISE_LEVELS, (level + 1) / NOISE_LEVELS
-            at = (t >= low) & (t < high)
-            for name, values in (("loss", each), ("accuracy", right), ("copied", copied)):
-                metrics[f"{name} t {low:g}-{high:g}"] = values[at].mean()  # NaN where no sample falls there
+        figures = {"loss": each, "accuracy": right, "copied": copied}
+        metrics: dict[str, Tensor | float] = {name: values.mean() for name, values in figures.items()}
+        for level, means in by_noise_level(t, figures).items():
+            metrics |= {f"{name} t {level}": mean for name, mean in means.items()}
         yield "predictor", each.mean(), metrics
 
     @torch.no_grad()
@@ -103,10 +102,13 @@ class PredictorStage(Stage):
     def pipeline(self, predictor: nn.Module) -> Paella:
         assert isinstance(predictor, TokenPredictor)
         names = getattr(self.data, "names", [])
-        return Paella(predictor, self.vqgan, self.clip, self.recipe.sampler, self.recipe.data.size, objects=names)
+        recipe = self.recipe
+        return Paella(
+            predictor, self.vqgan, self.clip, recipe.sampler, recipe.data.size, name=recipe.name, objects=names
+        )
 
     def preview(self, shipped: nn.Module) -> Image.Image:
-        count = min(16, len(self.data)) if isinstance(self.data, Sized) else 16
+        count = min(16, length(self.data) or 16)
         captions = [self.data[i][1] for i in range(count)]
         return contact_sheet(self.pipeline(shipped).generate(captions), captions)
 

@@ -19,6 +19,7 @@ class DataConfig:
     snap: int = 1  # scenes: sizes and places in multiples of this many pixels
     objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
     full_captions: bool = False  # scenes: always name the background
+    mirrored: float = 0.5  # scenes: share of pairs worded "B to the right of A" in place of "A to the left of B"
     lookalike_groups: bool = False  # scenes: each with its three hard negatives
     workers: int = 0  # data loader processes
 
@@ -76,4 +77,6 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
     except OSError as error:
         raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
     except (OmegaConfBaseException, YAMLError) as error:
-        raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
+        # of OmegaConf's several lines, the first says what is wrong
+        key = getattr(error, "full_key", None)
+        raise ValueError(f"recipe: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error

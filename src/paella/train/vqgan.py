@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella.checkpoint import load_vqgan, save_vqgan
-from paella.data import collate, open_data
+from paella.data import collate, length, open_data
 from paella.images import contact_sheet, to_pictures
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
@@ -110,7 +110,7 @@ class VQGANStage(Stage):
         if recipe.adversarial_from is not None:
             self.modules["discriminator"] = PatchDiscriminator()
         unseen = open_data(recipe.data, recipe.seed + 1)
-        count = min(256, len(unseen)) if isinstance(unseen, Sized) else 256
+        count = min(256, length(unseen) or 256)
         self.fixed, _ = collate([unseen[i] for i in range(count)])
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:

@@ -1,0 +1,24 @@
+"""Metrics as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+NOISE_LEVELS = 4  # ranges of t that a predictor's figures are told apart by
+
+
+def by_noise_level(t: Tensor, figures: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """For each range of t, "0-0.25" and so on, the mean of each figure; NaN where no sample falls there.
+
+    Args:
+        t: (B,) in [0, 1].
+        figures: name -> (B,) a figure of each sample.
+    """
+    result = {}
+    for level in range(NOISE_LEVELS):
+        low, high = level / NOISE_LEVELS, (level + 1) / NOISE_LEVELS
+        at = (t >= low) & ((t < high) | (high == 1))
+        result[f"{low:g}-{high:g}"] = {name: values[at].mean() for name, values in figures.items()}
+    return result
