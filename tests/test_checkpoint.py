@@ -1,6 +1,7 @@
 """Model folders: what was written comes back, and whatever is wrong with one is named."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paella import checkpoint
-from paella.checkpoint import CheckpointError, load_strictly, save_module, write_json
+from paella.checkpoint import CheckpointError, load_model, load_strictly, save_module, write_json
 from paella.pipeline import Paella
 
 
@@ -193,7 +194,7 @@ def test_an_interrupted_write_leaves_the_old_weights(tmp_path: Path, monkeypatch
     save_module(nn.Linear(2, 2), path)
     before = path.read_bytes()
 
-    def dies(tensors: dict[str, Tensor], file: Path) -> None:
+    def dies(tensors: dict[str, Tensor], file: Path, metadata: object) -> None:
         Path(file).write_bytes(b"half a")
         raise KeyboardInterrupt
 
@@ -220,3 +221,14 @@ def test_a_model_half_written_is_not_a_model(tiny: Paella, tmp_path: Path, monke
         tiny.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match=r"model\.json"):
         Paella.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [("vqgan.json", "quantizer", "best"), ("model.json", "size", "64"), ("model.json", "objects", [1])],
+)
+def test_a_wrong_value_names_file_and_key(tiny_model: Path, tmp_path: Path, file: str, key: str, value: object) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
+    with pytest.raises(CheckpointError, match=rf"{re.escape(file)}.*{key}"):
+        load_model(folder)

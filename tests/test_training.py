@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
 
+from paella import checkpoint
 from paella.checkpoint import load_predictor, load_vqgan, save_vqgan
 from paella.data import Stream, collate, open_data, open_loader
 from paella.data.folder import Folder
@@ -300,7 +301,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
         Path(file).write_bytes(b"half a")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_file", dies)
+    monkeypatch.setattr(checkpoint, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, 4, *parts)
     assert load_checkpoint(path, *some_parts(1)) == 3
@@ -560,3 +561,12 @@ def test_a_clip_learns_which_caption_is_whose(tiny_model: Path, pictures: Path, 
     (figures,) = [row for row in rows(tmp_path) if "R@1" in row]
     assert figures["chance"] == 0.1
     assert figures["R@1"] >= 0.5
+
+
+def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) -> None:
+    stage = make_stage("clip", tiny_model, "text_only=true", f"init_from={tiny_model}")
+    trained = {name for name, p in stage.modules["towers"].named_parameters() if p.requires_grad}
+    assert not any("vision" in name or "visual" in name for name in trained)
+    assert any("text_model" in name for name in trained)
+    with pytest.raises(ValueError, match="text_only: needs init_from"):
+        make_stage("clip", tiny_model, "text_only=true")

@@ -180,7 +180,6 @@ def train(stage: Stage, recipe: Recipe) -> Path:
             decayed(module, recipe.optimizer.weight_decay),
             recipe.optimizer.learning_rate,
             recipe.optimizer.betas,
-            fused=True,
         )
         for name, module in plain.items()
     }

@@ -76,7 +76,9 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
     except OSError as error:
         raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except (OmegaConfBaseException, YAMLError) as error:
-        # of OmegaConf's several lines, the first says what is wrong
-        key = getattr(error, "full_key", None)
-        raise ValueError(f"recipe: {f'{key}: ' if key else ''}{str(error).splitlines()[0]}") from error
+    except YAMLError as error:
+        raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
+    except OmegaConfBaseException as error:
+        # of its several lines, the first says what is wrong
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ValueError(f"recipe: {key}{str(error).splitlines()[0]}") from error
