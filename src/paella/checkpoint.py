@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -37,7 +37,7 @@ def model_folder(name: str | Path) -> Path:
     return Path(str(resources.files("paella") / "builtin")) if str(name) == "builtin" else Path(name)
 
 
-def downloaded(name: str | Path, patterns: Sequence[str] | None = None) -> Path:
+def downloaded(name: str | Path, patterns: list[str] | None = None) -> Path:
     """The folder to which the files of a hub id were downloaded.
 
     Raises:
@@ -46,7 +46,7 @@ def downloaded(name: str | Path, patterns: Sequence[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=None if patterns is None else list(patterns)))
+        return Path(snapshot_download(str(name), allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"model: {name} is neither a folder nor a model that the hub gives ({error})") from error
 

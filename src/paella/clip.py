@@ -25,8 +25,8 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 class Whitening:
     """An affine map of unit embeddings (B,d) onto ones of mean zero whose components are uncorrelated, variance one.
 
-    A small contrastive model spends most of its variance on a few dimensions (backgrounds, above all), and hides what
-    tells one object from another in the small ones, where a young predictor does not see it.
+    A small contrastive model spends most of its variance on a few dimensions. Whether a predictor learns sooner from
+    whitened embeddings is not shown (docs/results.md).
 
     Attributes:
         mean: (d,) float32.

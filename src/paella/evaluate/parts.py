@@ -63,24 +63,21 @@ def evaluate_parts(
     }
 
 
-@torch.no_grad()
 def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float:
     """The share of held-out pairs whose picture is nearer to its caption than to that of the pair swapped.
 
     A half is chance. Retrieval hardly shows this: a model that knows no order still finds most captions.
     """
+    from paella.train.clip import unit_embeddings
+
     prompts = held_out_prompts(PAIRS, "pair", seed, names)
-    pixels = to_tensor(real_pictures([scene for scene, _ in prompts], size, seed)).to(clip.model.device)
+    pictures = real_pictures([scene for scene, _ in prompts], size, seed)
     swapped = [
         captions(replace(scene, objects=scene.objects[::-1]))[captions(scene).index(words)] for scene, words in prompts
     ]
-    clip = clip.unwhitened()
-    pictures = F.normalize(torch.cat([clip.embed_images(part) for part in pixels.split(100)]), dim=-1)
-    own, other = (
-        torch.cat([F.normalize(clip.embed_text([text]), dim=-1) for text in texts])
-        for texts in ([words for _, words in prompts], swapped)
-    )
-    return ((pictures * own).sum(1) > (pictures * other).sum(1)).float().mean().item()
+    image, text = unit_embeddings(clip, pictures, [words for _, words in prompts] + swapped)
+    own, other = text.chunk(2)
+    return ((image * own).sum(1) > (image * other).sum(1)).float().mean().item()
 
 
 @torch.inference_mode()

@@ -98,8 +98,7 @@ def build_clip(config: ClipConfig, image_size: int, tokenizer: PreTrainedTokeniz
         "patch_size": config.patch,
     }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=config.dim))
-    # transformers starts with places and patches of 0.02, made for long training: in a short one, where a thing stands
-    # stays unnoticed
+    # transformers starts with places and patches of 0.02, made for long training: with these, retrieval rose sooner
     for name, weight in model.vision_model.named_parameters():
         if "position_embedding" in name:
             nn.init.normal_(weight)
@@ -178,15 +177,9 @@ class ClipStage(Stage):
 
     def fitted_whitening(self) -> Whitening:
         """The whitening for texts and pictures of the training data."""
-        plain = self.clip.unwhitened()
         samples = [self.data[i] for i in range(min(WHITENED, length(self.data) or WHITENED))]
-        embeddings = [
-            embed
-            for part in range(0, len(samples), 128)
-            for pixels, captions in [collate(samples[part : part + 128])]
-            for embed in (plain.embed_text(captions), plain.embed_images(pixels.to(self.device)))
-        ]
-        return Whitening.fit(F.normalize(torch.cat(embeddings).float(), dim=-1))
+        pictures, captions = zip(*samples, strict=True)
+        return Whitening.fit(torch.cat(unit_embeddings(self.clip, pictures, captions)))
 
 
 def _captions(data: PictureData, count: int) -> list[str]:
@@ -208,17 +201,23 @@ def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list
     return list(pictures), list(captions)
 
 
-@torch.no_grad()
+def unit_embeddings(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings of norm one, as the contrastive loss compares them: of the pictures (P,d) and the captions (C,d)."""
+    training, clip = clip.model.training, clip.unwhitened()  # which is in evaluation mode
+    image, text = [], []
+    for start in range(0, len(pictures), 100):
+        pixels, _ = collate([(picture, "") for picture in pictures[start : start + 100]])
+        image.append(clip.embed_images(pixels.to(clip.model.device)))
+    for start in range(0, len(captions), 100):
+        text.append(clip.embed_text(captions[start : start + 100]))
+    clip.model.train(training)
+    return F.normalize(torch.cat(image).float(), dim=-1), F.normalize(torch.cat(text).float(), dim=-1)
+
+
 def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[int]:
     """For each picture, which caption is nearest to it in CLIP space."""
-    training, clip = clip.model.training, clip.unwhitened()  # which is in evaluation mode
-    device = clip.model.device
-    pixels = collate([(picture, "") for picture in pictures])[0].to(device)
-    image = torch.cat([clip.embed_images(part) for part in pixels.split(100)])
-    text = torch.cat([clip.embed_text(captions[i : i + 100]) for i in range(0, len(captions), 100)])
-    found = (F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T).argmax(1).tolist()
-    clip.model.train(training)
-    return found
+    image, text = unit_embeddings(clip, pictures, captions)
+    return (image @ text.T).argmax(1).tolist()
 
 
 def retrieval(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> float:
