@@ -27,7 +27,7 @@ from paella.data.folder import Folder
 from paella.data.scenes import Scene, held_out
 from paella.train import clip as clip_training
 from paella.train import loop
-from paella.train.loop import Average, Stage, decayed, learning_rate, load_checkpoint, save_checkpoint
+from paella.train.loop import Average, Stage, learning_rate, load_checkpoint, parameter_groups, save_checkpoint
 from paella.train.predictor import clean_regions
 from paella.train.recipe import DataConfig, OptimizerConfig, Recipe, load_recipe
 from paella.train.vqgan import reconstruction_figures
@@ -245,11 +245,32 @@ def test_the_average_is_applied_for_a_while() -> None:
 def test_every_trained_parameter_is_in_one_group_and_embeddings_and_biases_do_not_decay() -> None:
     module = nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
     module[3].requires_grad_(False)
-    with_decay, without = decayed(module, 0.1)
-    assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
-    assert [id(p) for p in with_decay["params"]] == [id(module[1].weight)]
+    groups = {
+        group["weight_decay"]: group["params"] for group in parameter_groups(module, OptimizerConfig(weight_decay=0.1))
+    }
+    assert groups.keys() == {0.1, 0.0}
+    assert [id(p) for p in groups[0.1]] == [id(module[1].weight)]
     others = [module[0].weight, module[1].bias, module[2].weight, module[2].bias]
-    assert {id(p) for p in without["params"]} == {id(p) for p in others}
+    assert {id(p) for p in groups[0.0]} == {id(p) for p in others}
+
+
+def test_layers_of_many_inputs_learn_at_a_smaller_rate_in_proportion() -> None:
+    layers = {
+        "linear": (nn.Linear(64, 8), 1 / 4),
+        "narrow": (nn.Linear(4, 8), 1),
+        "convolution": (nn.Conv2d(4, 8, 4), 1 / 4),
+        "depthwise": (nn.Conv2d(8, 8, 3, groups=8), 1),
+        "transposed": (nn.ConvTranspose2d(8, 4, 4, stride=2), 1 / 2),
+        "embedding": (nn.Embedding(8, 64), 1),
+        "norm": (nn.LayerNorm(64), 1),
+    }
+    module = nn.ModuleDict({name: layer for name, (layer, _) in layers.items()})
+    groups = parameter_groups(module, OptimizerConfig(full_rate_inputs=16))
+    scales = {id(parameter): group["scale"] for group in groups for parameter in group["params"]}
+    for layer, scale in layers.values():
+        assert scales[id(layer.weight)] == scale
+        assert scales.get(id(getattr(layer, "bias", None)), 1) == 1
+    assert {group["scale"] for group in parameter_groups(module, OptimizerConfig())} == {1}
 
 
 Parts = tuple[dict[str, nn.Module], Average, dict[str, torch.optim.Optimizer]]
@@ -335,7 +356,9 @@ def test_one_step_changes_every_trained_parameter(kind: str, more: list[str], ti
         more = [*more, f"init_from={tiny_model}"]
     stage = make_stage(kind, tiny_model, *more)
     before = {part: {k: v.clone() for k, v in module.named_parameters()} for part, module in stage.modules.items()}
-    optimizers = {part: AdamW(decayed(module, 0.0), 1e-2) for part, module in stage.modules.items()}
+    optimizers = {
+        part: AdamW(parameter_groups(module, OptimizerConfig()), 1e-2) for part, module in stage.modules.items()
+    }
     seen = []
     for part, loss, _ in stage.losses(*collate([stage.data[i] for i in range(4)]), 0):
         seen.append(part)

@@ -1,13 +1,17 @@
-"""Pictures in and out: PIL <-> tensor, and contact sheets."""
+"""Pictures in and out: whatever users bring -> RGB, PIL <-> tensor, masks, compositing, contact sheets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+
+Picture = Image.Image | np.ndarray | str | Path  # a PIL image, an array (H,W) or (H,W,3), or a file
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
@@ -20,6 +24,104 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     """(B,3,H,W) in [0, 1] -> RGB pictures."""
     values = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(value) for value in values]
+
+
+def open_picture(picture: Picture, name: str = "image") -> Image.Image:
+    """Any picture -> RGB, upright: rotated as its EXIF data say, 16 bits made 8, transparency laid on white.
+
+    Args:
+        picture: arrays are uint8, (H,W) gray or (H,W,3) or (H,W,4).
+        name: the argument's name, for errors.
+
+    Raises:
+        ValueError: it cannot be read, or is of a kind that has no one meaning as a picture.
+    """
+    if isinstance(picture, np.ndarray):
+        shape = picture.shape
+        if picture.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))):
+            raise ValueError(f"{name}: an array must be uint8, (H,W), (H,W,3) or (H,W,4), not {picture.dtype} {shape}")
+        picture = Image.fromarray(picture)
+    if isinstance(picture, str | Path):
+        picture = _read(Path(picture), name)
+    if not isinstance(picture, Image.Image):
+        raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
+    if min(picture.size) < 1:
+        raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+        values = np.asarray(picture).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"{name}: its pixels go from {values.min()} to {values.max()}; at most 16 bits are read")
+        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        raise ValueError(f"{name}: has floating-point pixels (mode F), whose range is unknown; convert it to RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _read(path: Path, name: str) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
+        raise ValueError(f"{name}: cannot read {path}: {reason}") from error
+    return picture
+
+
+def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tensor:
+    """Any mask -> (H,W) bool, True where it is white (at least half).
+
+    Args:
+        mask: arrays are (H,W), bool, uint8, or floating-point in [0, 1].
+        size: (width, height) that it must have.
+
+    Raises:
+        ValueError: it cannot be read, or has another size.
+    """
+    if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "bf":
+        mask = ((mask >= 0.5) * 255).astype(np.uint8)
+    picture = open_picture(mask, name).convert("L")
+    if picture.size != size:
+        expected, found = (f"{width} x {height}" for width, height in (size, picture.size))
+        raise ValueError(f"{name}: must have the picture's size, {expected} pixels (width x height), not {found}")
+    return torch.from_numpy(np.asarray(picture) >= 128)
+
+
+def padded_to_multiple(picture: Image.Image, f: int) -> Image.Image:
+    """The picture continued by reflection on its right and lower side, to multiples of f."""
+    right, bottom = -picture.width % f, -picture.height % f
+    if not (right or bottom):
+        return picture
+    return Image.fromarray(np.pad(np.asarray(picture), ((0, bottom), (0, right), (0, 0)), mode="symmetric"))
+
+
+def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:
+    """Pixel mask (H,W) bool -> token mask (⌈H/f⌉,⌈W/f⌉) bool: a token with one masked pixel is masked, and so are
+    its neighbours up to `margin` tokens away."""
+    pooled = F.max_pool2d(mask[None].float(), f, ceil_mode=True)
+    if margin:
+        pooled = F.max_pool2d(pooled, 2 * margin + 1, stride=1, padding=margin)
+    return pooled[0] > 0
+
+
+def composite(original: Image.Image, painted: Image.Image, mask: Tensor, feather: int = 0) -> Image.Image:
+    """`painted` where the mask is True, `original` bit for bit elsewhere; both RGB of one size.
+
+    Args:
+        mask: (H,W) bool.
+        feather: pixels inside the mask's border over which the one passes into the other.
+    """
+    alpha = mask[None].float()
+    inner = alpha
+    for _ in range(feather):  # each erosion takes a ring off; a pixel's alpha is the share of those it outlives
+        inner = 1 - F.max_pool2d(1 - inner, 3, stride=1, padding=1)
+        alpha = alpha + inner
+    weight = (alpha / (feather + 1))[0, :, :, None].numpy()
+    blend = weight * np.asarray(painted) + (1 - weight) * np.asarray(original)
+    return Image.fromarray(blend.round().astype(np.uint8))
 
 
 def contact_sheet(

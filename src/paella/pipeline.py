@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -15,12 +17,35 @@ from torch import Tensor
 from paella import checkpoint, edits
 from paella.canvas import Canvas
 from paella.clip import Clip
-from paella.images import to_pictures, to_tensor
+from paella.images import (
+    Picture,
+    composite,
+    open_mask,
+    open_picture,
+    padded_to_multiple,
+    to_pictures,
+    to_tensor,
+    token_mask,
+)
 from paella.sampler import SamplerSettings, guided, sample
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
 
 OnStep = Callable[[int, int, Tensor], bool | None]
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+Region = tuple[str, str | Box | Picture]  # a prompt, and where: left, right, top or bottom (a half), a box or a mask
+
+
+class Options(TypedDict, total=False):
+    """What every ability takes beside its own arguments; see `Paella.generate`."""
+
+    steps: int | None
+    guidance: float | None
+    typical_mass: float | None
+    temperature: float | None
+    negative_prompt: str | None
+    seed: int
+    on_step: OnStep | None
 
 
 class Cancelled(Exception):
@@ -118,20 +143,272 @@ class Paella:
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or not all(isinstance(text, str) and text.strip() for text in prompts):
+        prompts = _prompts(prompt, n)
+        if not all(text.strip() for text in prompts):
             raise ValueError("prompt: must not be empty")
-        if n < 1:
-            raise ValueError(f"n: must be at least 1, not {n}")
+        options: Options = {
+            "steps": steps,
+            "guidance": guidance,
+            "typical_mass": typical_mass,
+            "temperature": temperature,
+            "negative_prompt": negative_prompt,
+            "seed": seed,
+            "on_step": on_step,
+        }
+        condition = self._embed(prompts)[:, :, None, None]
+        return self._draw(
+            "generate", prompts, self._grid(size), lambda noise: edits.text_to_image(noise, condition), options
+        )
+
+    def inpaint(
+        self,
+        image: Picture,
+        mask: Picture | Sequence[Picture],
+        prompt: str | Sequence[str] = "",
+        *,
+        n: int = 1,
+        feather: int = 0,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Repaints what the mask marks; every other pixel comes back bit for bit.
+
+        Args:
+            image: of any size; tokens are redrawn where they hold a masked pixel, and one token around.
+            mask: of the picture's size, white (True) is repainted. Or several, with as many prompts or one for all.
+            prompt: what the masked part, or the whole picture, shows; empty = whatever suits what is around it. Several
+                prompts with one mask give pictures of each, prompt-major.
+            n: pictures for each prompt.
+            feather: pixels inside the mask's border over which old and new mix.
+            options: see `generate`.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        picture = open_picture(image)
+        given = list(mask) if isinstance(mask, Sequence) and not isinstance(mask, str) else [mask]
+        masks = torch.stack([open_mask(one, picture.size) for one in given])
+        if not masks.flatten(1).any(1).all():
+            raise ValueError("mask: is black all over: there is nothing to repaint")
+        if len(masks) > 1 and not isinstance(prompt, str):
+            if len(prompt) != len(masks):
+                raise ValueError(f"prompt: must be one, or one for each of the {len(masks)} masks, not {len(prompt)}")
+            regions = list(zip(prompt, masks, strict=True))
+            prompts = _prompts(" | ".join(prompt), n)
+        else:
+            regions, prompts = [], _prompts(prompt, n)
+        return self._repaint("inpaint", picture, masks.any(0), prompts, regions, options, margin=1, feather=feather)
+
+    def outpaint(
+        self,
+        image: Picture,
+        prompt: str | Sequence[str] = "",
+        *,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        regions: Sequence[Region] = (),
+        mask: Picture | None = None,
+        n: int = 1,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Continues the picture beyond its borders; what is known comes back bit for bit.
+
+        Args:
+            image: of any size.
+            prompt: what the new part, or the whole picture, shows; empty = whatever suits the picture. Several give
+                pictures of each, prompt-major.
+            left, right, top, bottom: how many pixels to add; at least one.
+            regions: other prompts for parts of the new picture, as (prompt, where). "left" ... "bottom" mean what is
+                added there; boxes and masks are in pixels of the new picture.
+            mask: of the old picture's size, white is repainted as well.
+            n: pictures for each prompt.
+            options: see `generate`.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        extents = {"left": left, "right": right, "top": top, "bottom": bottom}
+        for name, pixels in extents.items():
+            if pixels < 0:
+                raise ValueError(f"{name}: must be 0 or more pixels, not {pixels}")
+        if not any(extents.values()):
+            raise ValueError("left: one of left, right, top and bottom must be above 0")
+        picture = open_picture(image)
+        sides = ((top, bottom), (left, right))
+        known = np.pad(np.asarray(picture), (*sides, (0, 0)), mode="symmetric")
+        height, width = known.shape[:2]
+        new = torch.ones(height, width, dtype=torch.bool)
+        new[top : height - bottom, left : width - right] = False
+        if mask is not None:
+            new[top : height - bottom, left : width - right] = open_mask(mask, picture.size)
+        strips = {
+            "left": (0, 0, left, height),
+            "right": (width - right, 0, width, height),
+            "top": (0, 0, width, top),
+            "bottom": (0, height - bottom, width, height),
+        }
+        areas = [(text, _area(where, (width, height), strips)) for text, where in regions]
+        prompts = _prompts(prompt, n)
+        # the known part starts on the token grid, so that its tokens are those of the picture
+        f = self.vqgan.config.f
+        origin = (-left % f, -top % f)
+        return self._repaint("outpaint", Image.fromarray(known), new, prompts, areas, options, origin=origin)
+
+    def vary(
+        self,
+        image: Picture,
+        n: int = 4,
+        *,
+        prompt: str | None = None,
+        strength: float | None = None,
+        size: int | tuple[int, int] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Pictures of what the picture shows: its CLIP embedding stands in for a prompt's.
+
+        Args:
+            image: of any size; CLIP sees its middle square.
+            n: how many.
+            prompt: something to move towards.
+            strength: how far towards the prompt, from 0, the picture alone, to 1, the prompt alone. Default: 0.5.
+            size: see `generate`.
+            options: see `generate`.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        if prompt is None and strength is not None:
+            raise ValueError("strength: says how far to move towards a prompt, and there is none")
+        strength = 0.5 if strength is None else strength
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        embedding = self._embed_picture(open_picture(image))
+        if prompt is not None:
+            embedding = edits.slerp(embedding, self._embed([prompt])[0], strength)
+        prompts = _prompts(prompt or "", n)
+        condition = embedding[None, :, None, None].expand(n, -1, 1, 1)
+        record = {} if prompt is None else {"strength": str(strength)}
+        return self._draw(
+            "vary", prompts, self._grid(size), lambda noise: edits.text_to_image(noise, condition), options, record
+        )
+
+    def interpolate(
+        self,
+        start: str | Picture,
+        end: str | Picture,
+        frames: int = 8,
+        *,
+        size: int | tuple[int, int] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """A row of pictures that turns one thing into another: all from the same noise, under embeddings between two.
+
+        Args:
+            start, end: each a prompt (a string) or a picture (anything else).
+            frames: how many, the first of `start` and the last of `end`.
+            size: see `generate`.
+            options: see `generate`; `seed` is that of every frame.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        if frames < 1:
+            raise ValueError(f"frames: must be at least 1, not {frames}")
+        first, last = (
+            self._embed([end_])[0] if isinstance(end_, str) else self._embed_picture(open_picture(end_, name))
+            for name, end_ in (("start", start), ("end", end))
+        )
+        shares = torch.linspace(0, 1, frames).tolist()
+        condition = torch.stack([edits.slerp(first, last, share) for share in shares])[:, :, None, None]
+        names = [text if isinstance(text, str) else "a picture" for text in (start, end)]
+        return self._draw(
+            "interpolate",
+            [" → ".join(names)] * frames,
+            self._grid(size),
+            lambda noise: edits.text_to_image(noise, condition),
+            options,
+            seeds=[self._seeds(options.get("seed", 0), 1)[0]] * frames,
+        )
+
+    def restyle(
+        self,
+        image: Picture,
+        prompt: str | Sequence[str],
+        *,
+        strength: float = 0.5,
+        n: int = 1,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Structural editing: the picture under a new prompt, its colours and shapes about where they were.
+
+        Args:
+            image: of any size.
+            prompt: what it shall show; several give pictures of each, prompt-major.
+            strength: the t that it starts from. 0 = the picture as the tokenizer gives it back, 1 = plain generation,
+                with the noise of every step taken from the tokens before it.
+            n: pictures for each prompt.
+            options: see `generate`.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        if not 0 <= strength <= 1:
+            raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        picture = open_picture(image)
+        tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
+        prompts = _prompts(prompt, n)
+        seeds = self._seeds(options.get("seed", 0), len(prompts))
+        # of its own stream, so that at strength 1 the rest is what plain generation draws
+        streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
+        uniform = torch.stack([torch.rand(tokens.shape[1:], generator=stream) for stream in streams])
+        condition = self._embed(prompts)[:, :, None, None]
+
+        def canvas(noise: Tensor) -> Canvas:
+            return edits.renoised(tokens.expand_as(noise), strength, noise, uniform.to(self.device), condition)
+
+        record = {"strength": str(strength)}
+        grid = (tokens.shape[1], tokens.shape[2])
+        pictures = self._draw("restyle", prompts, grid, canvas, options, record, renoise="previous")
+        return [_cropped(one, (0, 0), picture.size) for one in pictures]
+
+    def compose(
+        self,
+        regions: Sequence[Region],
+        *,
+        background: str = "",
+        n: int = 1,
+        size: int | tuple[int, int] | None = None,
+        softness: int = 8,
+        **options: Unpack[Options],
+    ) -> list[Image.Image]:
+        """Several prompts in one picture, each in its region.
+
+        Args:
+            regions: (prompt, where), at least one; where is "left", "right", "top" or "bottom" (a half of the picture),
+                a box (left, top, right, bottom) in pixels, or a mask of the picture's size. Where regions overlap,
+                their embeddings are averaged.
+            background: the prompt of the rest.
+            n: how many pictures.
+            size: see `generate`.
+            softness: width in pixels of the passage from one prompt to the next.
+            options: see `generate`.
+
+        Raises:
+            ValueError: an argument out of range; the message names it.
+        """
+        if not regions:
+            raise ValueError("regions: must not be empty")
+        if softness < 0:
+            raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
         height, width = self._grid(size)
-        settings = self._settings(steps=steps, guidance=guidance, typical_mass=typical_mass, temperature=temperature)
-        prompts = [text for text in prompts for _ in range(n)]
-        seeds = self._seeds(seed, len(prompts))
-        generators = [torch.Generator().manual_seed(s) for s in seeds]
-        tokens = edits.random_tokens(generators, height, width, self.vqgan.config.n_embed)
-        canvas = edits.text_to_image(self._embed(prompts), tokens.to(self.device))
-        pixels = self._sample(canvas, settings, generators, self._null(negative_prompt), on_step)
-        return self._signed(pixels, "generate", prompts, seeds, settings, negative_prompt=negative_prompt)
+        f = self.vqgan.config.f
+        areas = [(text, _area(where, (width * f, height * f), {})) for text, where in regions]
+        condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
+        prompts = _prompts(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
+        return self._draw(
+            "compose", prompts, (height, width), lambda noise: edits.text_to_image(noise, condition), options
+        )
 
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the tokenizer gives them back: the best that any picture of this model can be.
@@ -152,8 +429,110 @@ class Paella:
             raise ValueError(f"size: must be multiples of {f}, not {height} x {width}; the nearest is {nearest}")
         return height // f, width // f
 
-    def _settings(self, **given: float | None) -> SamplerSettings:
-        return replace(self.settings, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    def _draw(
+        self,
+        ability: str,
+        prompts: Sequence[str],
+        grid: tuple[int, int],
+        canvas: Callable[[Tensor], Canvas],
+        options: Options,
+        record: Mapping[str, str] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        renoise: str | None = None,
+    ) -> list[Image.Image]:
+        """What all abilities share: random tokens become a canvas, the canvas pictures that say how they were made.
+
+        Args:
+            ability: its name, for the metadata.
+            prompts: one for each picture, for the metadata.
+            grid: height and width in tokens.
+            canvas: makes the canvas, given random tokens (B,h,w).
+            options: of `generate`.
+            record: more to say in the metadata.
+            seeds: where they are not `seed + i`.
+            renoise: where it is not the settings' own.
+        """
+        if unknown := options.keys() - Options.__annotations__.keys():
+            raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
+        given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
+        changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
+        settings = replace(self.settings, **changed)  # type: ignore[arg-type]
+        seeds = self._seeds(options.get("seed", 0), len(prompts)) if seeds is None else seeds
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
+        negative = options.get("negative_prompt")
+        null = self._embed([negative or ""])[:, :, None, None]
+        pictures = to_pictures(self._sample(canvas(noise), settings, generators, null, options.get("on_step")))
+        more = dict(record or {}) if negative is None else {**(record or {}), "negative_prompt": negative}
+        for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
+            made = {"ability": ability, "prompt": prompt, "seed": str(seed), "model": self.name}
+            picture.info.update(made | {"settings": json.dumps(asdict(settings))} | more)
+        return pictures
+
+    def _repaint(
+        self,
+        ability: str,
+        picture: Image.Image,
+        mask: Tensor,
+        prompts: Sequence[str],
+        regions: Sequence[tuple[str, Tensor]],
+        options: Options,
+        *,
+        margin: int = 0,
+        feather: int = 0,
+        origin: tuple[int, int] = (0, 0),
+    ) -> list[Image.Image]:
+        """In- and outpainting: new tokens where the mask (H,W) is True, the picture's own pixels everywhere else.
+
+        Args:
+            regions: prompts for parts of the mask, (H,W) bool; where there are none, those of `prompts` hold.
+            margin: how many tokens around the mask are drawn anew as well.
+            feather: see `composite`.
+            origin: (x, y) of the picture's corner on the token grid, each in 0 ... f-1.
+        """
+        if feather < 0:
+            raise ValueError(f"feather: must be 0 or more pixels, not {feather}")
+        f, (x, y) = self.vqgan.config.f, origin
+        pixels = np.pad(np.asarray(picture), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
+        tokens = self._encode(padded_to_multiple(Image.fromarray(pixels), f))
+
+        def aligned(area: Tensor) -> Tensor:
+            return torch.nn.functional.pad(area, (x, -(x + area.shape[1]) % f, y, -(y + area.shape[0]) % f))
+
+        hole = token_mask(aligned(mask), f, margin).to(self.device)
+        if regions:
+            condition = self._condition_map([(text, aligned(area)) for text, area in regions], prompts, softness=0)
+        else:
+            condition = self._embed(prompts)[:, :, None, None]
+
+        def canvas(noise: Tensor) -> Canvas:
+            return edits.free(edits.known(tokens.expand_as(noise), condition), hole, noise)
+
+        grid = (tokens.shape[1], tokens.shape[2])
+        painted = self._draw(ability, prompts, grid, canvas, options)
+        results = [composite(picture, _cropped(one, origin, picture.size), mask, feather) for one in painted]
+        for result, one in zip(results, painted, strict=True):
+            result.info = one.info
+        return results
+
+    def _condition_map(
+        self, regions: Sequence[tuple[str, Tensor]], backgrounds: Sequence[str], softness: int
+    ) -> Tensor:
+        """(B,d,h,w): a prompt for each region (H,W) bool, one of the B backgrounds everywhere else."""
+        weights = edits.soft_weights(torch.stack([area for _, area in regions]), self.vqgan.config.f, softness)
+        own = self._embed([text for text, _ in regions])
+        rest = self._embed(backgrounds)
+        return torch.cat([edits.condition_map(torch.cat([own, one[None]]), weights.to(own)) for one in rest])
+
+    @torch.inference_mode()
+    def _encode(self, picture: Image.Image) -> Tensor:
+        """Tokens (1,h,w) of a picture whose sides are multiples of f."""
+        return self.vqgan.encode(to_tensor([picture]).to(self.device))
+
+    def _embed_picture(self, picture: Image.Image) -> Tensor:
+        """The picture's CLIP embedding (d,)."""
+        return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
 
     @staticmethod
     def _seeds(seed: int, count: int) -> list[int]:
@@ -167,9 +546,6 @@ class Paella:
         known = {text: self.clip.embed_text([text])[0] for text in sorted(texts)}
         null = torch.zeros(self.clip.dim, device=self.device)
         return torch.stack([known.get(text, null) for text in prompts])
-
-    def _null(self, negative_prompt: str | None) -> Tensor:
-        return self._embed([negative_prompt or ""])[:, :, None, None]
 
     @torch.inference_mode()
     def _sample(
@@ -198,27 +574,54 @@ class Paella:
             pixels.append(self.vqgan.decode(tokens).float().cpu())
         return torch.cat(pixels)
 
-    def _signed(
-        self,
-        pixels: Tensor,
-        ability: str,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: SamplerSettings,
-        **more: str | None,
-    ) -> list[Image.Image]:
-        """The pictures, each with what it takes to make it again in `info`."""
-        pictures = to_pictures(pixels)
-        for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
-            picture.info = {
-                "ability": ability,
-                "prompt": prompt,
-                "seed": str(seed),
-                "settings": json.dumps(asdict(settings)),
-                "model": self.name,
-                **{name: value for name, value in more.items() if value is not None},
-            }
-        return pictures
+
+def _prompts(prompt: str | Sequence[str], n: int) -> list[str]:
+    """One for each picture, prompt-major."""
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError("prompt: must be a string, or a list of at least one")
+    if n < 1:
+        raise ValueError(f"n: must be at least 1, not {n}")
+    return [text for text in prompts for _ in range(n)]
+
+
+def _area(where: str | Box | Picture, size: tuple[int, int], named: Mapping[str, Box]) -> Tensor:
+    """A region as a mask (H,W) bool.
+
+    Args:
+        where: a name, a box or a mask.
+        size: (width, height) of the picture.
+        named: boxes that have names; by default the halves of the picture.
+    """
+    width, height = size
+    named = named or {
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+        "top": (0, 0, width, height // 2),
+        "bottom": (0, height // 2, width, height),
+    }
+    if isinstance(where, str) and where in named:
+        where = named[where]
+    if not isinstance(where, tuple | list):
+        area = open_mask(where, size, "regions")
+        if not area.any():
+            raise ValueError("regions: a mask is black all over")
+        return area
+    if len(where) != 4:
+        raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
+    left, top, right, bottom = where
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"regions: the box {tuple(where)} is empty or not within the {width} x {height} pixels")
+    area = torch.zeros(height, width, dtype=torch.bool)
+    area[top:bottom, left:right] = True
+    return area
+
+
+def _cropped(picture: Image.Image, origin: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """The part of that size from that place on, with the picture's metadata."""
+    part = picture.crop((*origin, origin[0] + size[0], origin[1] + size[1]))
+    part.info = picture.info
+    return part
 
 
 def resolve_device(device: str) -> torch.device:

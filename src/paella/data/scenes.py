@@ -162,10 +162,12 @@ def render(scene: Scene, size: int, rng: np.random.Generator, *, snap: int = 1) 
 
 
 def _snapped(value: float, step: int, low: float, high: float) -> float:
-    """The multiple of `step` within low ... high nearest to `value`, or a whole number where there is none."""
-    first, last = int(np.ceil(low / step)) * step, int(high // step) * step
-    if first <= last:
-        return min(max(round(value / step) * step, first), last)
+    """The multiple of `step` nearest to `value` within low ... high; where there is none, of half the step, ..."""
+    while step > 1:
+        first, last = int(np.ceil(low / step)) * step, int(high // step) * step
+        if first <= last:
+            return min(max(round(value / step) * step, first), last)
+        step //= 2
     return min(max(round(value), int(np.ceil(low))), int(high))
 
 

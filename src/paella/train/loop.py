@@ -151,14 +151,29 @@ def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def decayed(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of which only matrices and kernels decay: scales, biases and embeddings do not."""
-    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    with_decay = [p for p in parameters if p.squeeze().ndim > 1 and id(p) not in embeddings]
-    chosen = {id(p) for p in with_decay}
-    without = [p for p in parameters if id(p) not in chosen]
-    return [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trained parameters by weight decay and by the share ("scale") of the learning rate that they get.
+
+    Only matrices and kernels decay: scales, biases and embeddings do not.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for owner in module.modules():
+        for parameter in owner.parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            matrix = parameter.squeeze().ndim > 1 and not isinstance(owner, nn.Embedding)
+            decay = config.weight_decay if matrix else 0.0
+            scale = min(1.0, config.full_rate_inputs / inputs(owner)) if matrix and config.full_rate_inputs else 1.0
+            groups.setdefault((decay, scale), []).append(parameter)
+    return [{"params": list(g), "weight_decay": decay, "scale": scale} for (decay, scale), g in groups.items()]
+
+
+def inputs(layer: nn.Module) -> float:
+    """How many numbers each output of a layer is a sum over, or 1 where the layer is not a linear one."""
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight[:, 0].numel() / math.prod(layer.stride)
+    weight = getattr(layer, "weight", None)
+    return weight[0].numel() if isinstance(layer, nn.Linear | nn.Conv2d) and weight is not None else 1
 
 
 def train(stage: Stage, recipe: Recipe) -> Path:
@@ -176,11 +191,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     stage.device = accelerator.device
     plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
-        name: AdamW(
-            decayed(module, recipe.optimizer.weight_decay),
-            recipe.optimizer.learning_rate,
-            recipe.optimizer.betas,
-        )
+        name: AdamW(parameter_groups(module, recipe.optimizer), recipe.optimizer.learning_rate, recipe.optimizer.betas)
         for name, module in plain.items()
     }
     for name, module in plain.items():
@@ -216,7 +227,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     accelerator.backward(loss)
                     norm = accelerator.clip_grad_norm_(plain[name].parameters(), recipe.optimizer.clip)
                     for group in optimizers[name].param_groups:
-                        group["lr"] = rate
+                        group["lr"] = rate * group["scale"]
                     optimizers[name].step()
                     optimizers[name].zero_grad()
                     metrics |= {**values, f"{name} gradient": norm}

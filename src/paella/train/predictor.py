@@ -21,6 +21,7 @@ from paella.sampler import SamplerSettings
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 from paella.unet import TokenPredictor, UNetConfig
+from paella.vqgan import VQGAN
 
 
 @dataclass
@@ -49,6 +50,17 @@ def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
     return (inside ^ outward[:, None, None]) & chosen[:, None, None]
 
 
+@torch.no_grad()
+def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
+    """Adds a random projection of the codebook to the weights of the last layer, so that codes that look alike start
+    with logits that change alike."""
+    codes = vqgan.quantize.lookup(torch.arange(vqgan.config.n_embed)[None, None])[0, :, 0]  # (C,N)
+    codes = (codes - codes.mean(1, keepdim=True)) / codes.std(1, keepdim=True)
+    width = clf.in_channels
+    projection = torch.randn(width, len(codes)) / (width * len(codes)) ** 0.5
+    clf.weight += (projection @ codes).T[:, :, None, None]
+
+
 class PredictorStage(Stage):
     shipped = "predictor"
 
@@ -60,6 +72,7 @@ class PredictorStage(Stage):
         sizes = {"num_labels": self.vqgan.config.n_embed, "c_clip": self.clip.dim}
         if recipe.init_from is None:
             predictor = TokenPredictor(UNetConfig(**{**vars(recipe.model), **sizes}))
+            add_codebook(predictor.clf, self.vqgan)
         else:
             predictor = load_predictor(recipe.init_from).train()
             if not sizes.items() <= vars(predictor.config).items():

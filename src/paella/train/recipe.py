@@ -34,6 +34,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0  # gradient norm
+    # A layer that sums over more inputs than this learns at a rate smaller in proportion, so that a step changes its
+    # output about as much as a narrow layer's (maximal update parametrization, Yang et al. 2022). 0 = one rate for all.
+    full_rate_inputs: int = 0
 
 
 @dataclass

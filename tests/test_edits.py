@@ -1,0 +1,331 @@
+"""The abilities: each is a canvas, and what is known comes back bit for bit."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from paella import edits
+from paella.pipeline import Paella
+
+FOX, DOG = "a fox on a green background", "a dog on a red background"
+
+
+def some_picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def content(pictures: list[Image.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def box_mask(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((picture.height, picture.width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+# canvases
+
+
+def test_a_freed_hole_is_noise_and_the_rest_is_kept() -> None:
+    tokens, noise = torch.arange(16).view(1, 4, 4), torch.full((1, 4, 4), 99)
+    hole = torch.zeros(4, 4, dtype=torch.bool)
+    hole[1:3, 2] = True
+    condition = torch.zeros(1, 3, 1, 1)
+    canvas = edits.free(edits.known(tokens, condition), hole, noise)
+    assert torch.equal(canvas.frozen, ~hole[None])
+    assert (canvas.tokens[0][hole] == 99).all() and torch.equal(canvas.tokens[0][~hole], tokens[0][~hole])
+    again = edits.free(canvas, ~hole, noise)  # holes add up
+    assert not again.frozen.any() and (again.tokens == 99).all()
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.4, 1.0])
+def test_structural_editing_starts_from_the_picture_noised_to_its_strength(strength: float) -> None:
+    tokens, noise = torch.zeros(1, 64, 64, dtype=torch.long), torch.ones(1, 64, 64, dtype=torch.long)
+    canvas = edits.renoised(tokens, strength, noise, torch.rand(1, 64, 64), torch.zeros(1, 3, 1, 1))
+    assert canvas.start == strength and not canvas.frozen.any()
+    assert canvas.tokens.float().mean().item() == pytest.approx(np.sin(strength * np.pi / 2), abs=0.03)
+
+
+def test_slerp_goes_round_the_arc_and_ends_exactly() -> None:
+    start, end = torch.randn(8), torch.randn(8)
+    assert torch.equal(edits.slerp(start, end, 0.0), start) and torch.equal(edits.slerp(start, end, 1.0), end)
+    unit, other = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    torch.testing.assert_close(edits.slerp(unit, other, 0.5), torch.tensor([0.5, 0.5]).sqrt())
+    for share in (0.25, 0.75):
+        assert edits.slerp(unit, other, share).norm().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("end", [[2.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
+def test_slerp_is_linear_where_there_is_no_arc(end: list[float]) -> None:
+    start = torch.tensor([1.0, 0.0])
+    torch.testing.assert_close(edits.slerp(start, torch.tensor(end), 0.25), 0.75 * start + 0.25 * torch.tensor(end))
+
+
+@pytest.mark.parametrize("softness", [0, 3, 8, 1000])
+def test_every_place_has_its_prompt(softness: int) -> None:
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, :, :16] = True
+    masks[1, :, 12:24] = True  # they overlap, and leave a strip without either
+    weights = edits.soft_weights(masks, 4, softness)
+    assert weights.shape == (3, 8, 8) and (weights >= 0).all()
+    torch.testing.assert_close(weights.sum(0), torch.ones(8, 8))
+    if softness == 0:
+        assert weights[:, 0, 0].tolist() == [1, 0, 0]
+        assert weights[:, 0, 3].tolist() == [0.5, 0.5, 0]
+        assert weights[:, 0, 7].tolist() == [0, 0, 1]
+
+
+def test_a_softer_border_is_a_wider_one() -> None:
+    masks = torch.zeros(1, 64, 64, dtype=torch.bool)
+    masks[0, :, :32] = True
+    mixed = [
+        ((w := edits.soft_weights(masks, 4, softness)[0, 0]) > 0.01).sum() - (w > 0.99).sum() for softness in (0, 8, 24)
+    ]
+    assert mixed[0] == 0 < mixed[1] < mixed[2]
+
+
+def test_a_condition_map_of_one_prompt_is_that_prompt() -> None:
+    embedding = torch.randn(1, 5)
+    m = edits.condition_map(embedding, torch.ones(1, 3, 4))
+    torch.testing.assert_close(m, embedding[:, :, None, None].expand(1, 5, 3, 4))
+
+
+# inpainting
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 21), (50, 35)])
+@pytest.mark.parametrize("feather", [0, 2])
+def test_inpainting_keeps_every_pixel_outside_the_mask(tiny: Paella, size: tuple[int, int], feather: int) -> None:
+    picture = some_picture(*size)
+    mask = box_mask(picture, 5, 6, 17, 15)
+    for painted in tiny.inpaint(picture, mask, FOX, n=2, feather=feather):
+        assert painted.size == picture.size
+        before, after = np.asarray(picture), np.asarray(painted)
+        assert (before[~mask] == after[~mask]).all()
+        assert (before[mask] != after[mask]).mean() > 0.5
+
+
+def test_a_thin_stroke_is_not_lost(tiny: Paella) -> None:
+    picture = some_picture()
+    mask = box_mask(picture, 10, 0, 11, 32)
+    painted = np.asarray(tiny.inpaint(picture, mask)[0])
+    assert (painted[mask] != np.asarray(picture)[mask]).mean() > 0.5
+
+
+def test_masks_come_as_files_arrays_or_pictures(tiny: Paella, tmp_path: Path) -> None:
+    picture = some_picture()
+    mask = box_mask(picture, 8, 8, 24, 24)
+    image = Image.fromarray(mask)
+    image.convert("L").save(tmp_path / "mask.png")
+    picture.save(tmp_path / "picture.png")
+    forms = [
+        mask,
+        mask.astype(np.float32),
+        mask.astype(np.uint8) * 255,
+        image,
+        image.convert("RGB"),
+        tmp_path / "mask.png",
+    ]
+    painted = [tiny.inpaint(picture, form, FOX)[0] for form in forms]
+    painted += tiny.inpaint(str(tmp_path / "picture.png"), str(tmp_path / "mask.png"), FOX)
+    painted += tiny.inpaint(np.asarray(picture), mask, FOX)
+    assert len(set(content(painted))) == 1
+
+
+def test_several_masks_have_a_prompt_each(tiny: Paella) -> None:
+    picture = some_picture(64, 32)
+    masks = [box_mask(picture, 4, 4, 20, 28), box_mask(picture, 44, 4, 60, 28)]
+    both = tiny.inpaint(picture, masks, [FOX, DOG])[0]
+    changed = (np.asarray(both) != np.asarray(picture)).any(2)
+    assert changed[masks[0]].mean() > 0.5 and changed[masks[1]].mean() > 0.5
+    assert not changed[~(masks[0] | masks[1])].any()
+    assert content([both]) != content(tiny.inpaint(picture, masks, [DOG, FOX]))
+    assert content(tiny.inpaint(picture, masks, FOX)) == content(tiny.inpaint(picture, masks[0] | masks[1], FOX))
+    with pytest.raises(ValueError, match="prompt: must be one, or one for each of the 2 masks"):
+        tiny.inpaint(picture, masks, [FOX, DOG, FOX])
+
+
+def test_feathering_mixes_old_and_new_inside_the_border(tiny: Paella) -> None:
+    picture = Image.new("RGB", (32, 32), "red")
+    mask = box_mask(picture, 4, 4, 28, 28)
+    hard, soft = (np.asarray(tiny.inpaint(picture, mask, FOX, feather=f)[0]).astype(int) for f in (0, 3))
+    old = np.asarray(picture).astype(int)
+    assert (hard[12:20, 12:20] == soft[12:20, 12:20]).all()  # far inside
+    ring = mask & ~box_mask(picture, 5, 5, 27, 27)
+    assert np.abs(soft - old)[ring].sum() < 0.5 * np.abs(hard - old)[ring].sum()
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((32, 32), bool), "mask: is black all over"),
+        (np.ones((32, 16), bool), "mask: must have the picture's size, 32 x 32"),
+        ("no such file", "mask: cannot read"),
+        (3, "mask: must be a PIL image, an array or a file"),
+    ],
+)
+def test_masks_that_cannot_be_used_are_refused(tiny: Paella, mask: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.inpaint(some_picture(), mask, FOX)  # type: ignore[arg-type]
+
+
+# outpainting
+
+
+@pytest.mark.parametrize(
+    "extents", [{"left": 16}, {"right": 5}, {"top": 7, "left": 9}, dict.fromkeys(("left", "right", "top", "bottom"), 6)]
+)
+@pytest.mark.parametrize("size", [(32, 32), (30, 17)])
+def test_outpainting_keeps_the_picture_and_has_the_size_asked_for(
+    tiny: Paella, extents: dict[str, int], size: tuple[int, int]
+) -> None:
+    picture = some_picture(*size)
+    left, right, top, bottom = (extents.get(side, 0) for side in ("left", "right", "top", "bottom"))
+    (painted,) = tiny.outpaint(picture, FOX, left=left, right=right, top=top, bottom=bottom)
+    assert painted.size == (size[0] + left + right, size[1] + top + bottom)
+    assert painted.crop((left, top, left + size[0], top + size[1])).tobytes() == picture.tobytes()
+
+
+def test_sides_have_their_own_prompts_and_a_hole_is_filled_in_the_same_run(tiny: Paella) -> None:
+    picture = some_picture()
+    hole = box_mask(picture, 4, 4, 16, 28)
+
+    def painted(*regions: tuple[str, str | tuple[int, int, int, int]]) -> np.ndarray:
+        return np.asarray(tiny.outpaint(picture, right=32, mask=hole, regions=regions, steps=1)[0])
+
+    one, other = painted((FOX, "right"), (DOG, (0, 0, 20, 32))), painted((FOX, "right"), (FOX, (0, 0, 20, 32)))
+    kept = ~np.concatenate([hole, np.ones((32, 32), bool)], axis=1)
+    assert (one[kept] == np.asarray(picture)[~hole]).all()
+    assert (one[:, :16] != other[:, :16]).any()  # another prompt in the hole
+    assert (one[:, :32][hole] != np.asarray(picture)[hole]).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "left: one of left, right, top and bottom"),
+        ({"left": -4}, "left: must be 0 or more"),
+        ({"right": 8, "regions": [(FOX, "left")]}, "regions: the box .* is empty"),
+        ({"right": 8, "regions": [(FOX, (0, 0, 41, 8))]}, "not within the 40 x 32 pixels"),
+    ],
+)
+def test_extents_that_cannot_be_are_refused(tiny: Paella, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.outpaint(some_picture(), FOX, **arguments)  # type: ignore[arg-type]
+
+
+# variations, interpolation
+
+
+def test_variations_follow_the_picture_and_its_prompt(tiny: Paella) -> None:
+    picture = some_picture()
+    plain = tiny.vary(picture, 2, seed=3)
+    assert len(set(content(plain))) == 2
+    assert content(tiny.vary(picture, 2, prompt=FOX, strength=0.0, seed=3)) == content(plain)
+    assert content(tiny.vary(picture, 2, prompt=FOX, strength=1.0, seed=3)) == content(tiny.generate(FOX, 2, seed=3))
+    assert content(tiny.vary(some_picture(seed=1), 2, seed=3)) != content(plain)
+
+
+@pytest.mark.parametrize(("prompt", "strength"), [(FOX, 1.5), (FOX, float("nan")), (None, 0.5)])
+def test_a_strength_that_means_nothing_is_refused(tiny: Paella, prompt: str | None, strength: float) -> None:
+    with pytest.raises(ValueError, match="strength:"):
+        tiny.vary(some_picture(), prompt=prompt, strength=strength)
+
+
+def test_interpolation_begins_and_ends_with_the_plain_pictures(tiny: Paella) -> None:
+    frames = tiny.interpolate(FOX, DOG, 5, seed=4)
+    assert content(frames[:1]) == content(tiny.generate(FOX, seed=4))
+    assert content(frames[-1:]) == content(tiny.generate(DOG, seed=4))
+    assert len(frames) == 5 and {frame.info["seed"] for frame in frames} == {"4"}
+    picture = some_picture()
+    assert content(tiny.interpolate(picture, DOG, 2, seed=4)[:1]) == content(tiny.vary(picture, 1, seed=4))
+    with pytest.raises(ValueError, match="frames: must be at least 1"):
+        tiny.interpolate(FOX, DOG, 0)
+    with pytest.raises(ValueError, match="end: must be"):
+        tiny.interpolate(FOX, None, 2)  # type: ignore[arg-type]
+
+
+# structural editing
+
+
+def test_structural_editing_goes_from_the_reconstruction_to_plain_generation(tiny: Paella) -> None:
+    picture = some_picture()
+    assert content(tiny.restyle(picture, FOX, strength=0)) == content(tiny.reconstruct([picture]))
+    previous = Paella(tiny.predictor, tiny.vqgan, tiny.clip, replace(tiny.settings, renoise="previous"), tiny.size)
+    assert content(tiny.restyle(picture, FOX, strength=1, n=2)) == content(previous.generate(FOX, 2))
+    (edited,) = tiny.restyle(some_picture(30, 45), FOX, strength=0.5)
+    assert edited.size == (30, 45)
+    assert json.loads(edited.info["settings"]) == asdict(previous.settings) and edited.info["strength"] == "0.5"
+    with pytest.raises(ValueError, match="strength: must be within"):
+        tiny.restyle(picture, FOX, strength=1.01)
+
+
+# several prompts
+
+
+def test_one_region_that_is_everything_is_plain_generation(tiny: Paella) -> None:
+    everything = [(FOX, (0, 0, 32, 32))]
+    assert content(tiny.compose(everything, softness=0)) == content(tiny.generate(FOX))
+    assert content(tiny.compose([(FOX, "left")], background=FOX)) == content(tiny.generate(FOX))
+
+
+def test_regions_matter_where_they_are(tiny: Paella) -> None:
+    halves = tiny.compose([(FOX, "left"), (DOG, "right")], n=2)
+    swapped = tiny.compose([(DOG, "left"), (FOX, "right")], n=2)
+    assert set(content(halves)).isdisjoint(content(swapped)) and len(set(content(halves))) == 2
+    mask = np.zeros((32, 32), bool)
+    mask[:, :16] = True
+    assert content(tiny.compose([(FOX, mask), (DOG, (16, 0, 32, 32))], n=2)) == content(halves)
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([], "regions: must not be empty"),
+        ([(FOX, (0, 0, 33, 32))], "regions: the box .* not within the 32 x 32 pixels"),
+        ([(FOX, (8, 0, 8, 32))], "regions: the box .* is empty"),
+        ([(FOX, (0, 0, 8))], "regions: a box is"),
+        ([(FOX, np.zeros((32, 32), bool))], "regions: a mask is black"),
+        ([(FOX, "middle")], "regions: cannot read middle"),
+    ],
+)
+def test_regions_that_cannot_be_are_refused(tiny: Paella, regions: list, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=message):
+        tiny.compose(regions)
+
+
+# what holds for all
+
+
+def test_a_picture_of_any_ability_does_not_depend_on_its_batch(tiny: Paella) -> None:
+    picture, mask = some_picture(), box_mask(some_picture(), 8, 8, 20, 20)
+    for ability in (
+        lambda **o: tiny.inpaint(picture, mask, FOX, **o),
+        lambda **o: tiny.outpaint(picture, FOX, right=8, **o),
+        lambda **o: tiny.vary(picture, **o),
+        lambda **o: tiny.restyle(picture, FOX, **o),
+        lambda **o: tiny.compose([(FOX, "left")], **o),
+    ):
+        together = ability(n=3, seed=5)
+        assert content(together) == content([ability(n=1, seed=5 + i)[0] for i in range(3)])
+        assert [one.info["seed"] for one in together] == ["5", "6", "7"] and together[0].mode == "RGB"
+
+
+def test_options_are_those_of_generate_and_no_others(tiny: Paella) -> None:
+    steps: list[int] = []
+
+    def on_step(step: int, of: int, tokens: torch.Tensor) -> None:
+        steps.append(of)
+
+    tiny.vary(some_picture(), 1, steps=3, guidance=1.0, on_step=on_step)
+    assert steps == [3, 3, 3]
+    with pytest.raises(TypeError, match="setps"):
+        tiny.vary(some_picture(), 1, setps=3)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="steps: must be"):
+        tiny.vary(some_picture(), 1, steps=0)
