@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from paella import __version__
-from paella.cli import dataset, evaluate, generate, info, train
+from paella.cli import dataset, edits, evaluate, generate, info, train
 from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(
@@ -19,7 +19,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-for command in (generate.generate, info.info, train.train):
+abilities = (edits.inpaint, edits.outpaint, edits.vary, edits.interpolate, edits.restyle, edits.compose)
+for command in (generate.generate, *abilities, info.info, train.train):
     app.command(cls=Command)(command)
 app.add_typer(dataset.app)
 app.add_typer(evaluate.app)

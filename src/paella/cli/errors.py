@@ -60,7 +60,7 @@ class Command(TyperCommand):
     def _with_option(self, message: str) -> str:
         """The message with the Python argument at its start turned into the command's option: `--typical-mass: …`."""
         name, colon, rest = message.partition(":")
-        name = {"n": "number"}.get(name, name)
+        name = {"n": "number", "regions": "region"}.get(name, name)
         for parameter in self.params:
             if colon and parameter.name == name:
                 return f"{max(parameter.opts, key=len)}:{rest}"

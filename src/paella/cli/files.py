@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from paella.cli.errors import Unwritable
+from paella.cli.options import is_picture_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -62,6 +64,39 @@ def write_picture(picture: Image, path: Path) -> None:
         if isinstance(key, str) and isinstance(value, str):
             about.add_text(key, value)
     write_file(path, lambda file: picture.save(file, "PNG", pnginfo=about))
+
+
+def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bool) -> Path:
+    """Writes the pictures, and a contact sheet of several; returns the file to look at.
+
+    A .png file gets the one picture or the sheet, a folder all of them.
+    """
+    single = is_picture_file(output)
+    path = output
+    if single and len(pictures) == 1:
+        write_picture(pictures[0], path)
+    if not single:
+        for index, picture in enumerate(pictures):
+            ability = picture.info["ability"]
+            stem = _file_stem(picture.info["prompt"] or ability)
+            last = f"{index:03d}" if ability == "interpolate" else picture.info["seed"]  # frames share their seed
+            path = output / f"{stem}-{last}.png"
+            write_picture(picture, path)
+    if len(pictures) > 1:
+        from paella.images import contact_sheet
+
+        captions = [
+            picture.info["prompt"] + (f" (seed {picture.info['seed']})" if seeds_in_captions else "")
+            for picture in pictures
+        ]
+        path = output if single else output / "sheet.png"
+        write_picture(contact_sheet(pictures, captions), path)
+    return path
+
+
+def _file_stem(prompt: str) -> str:
+    """The prompt as part of a file's name: at most 40 letters, digits and hyphens."""
+    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "picture"
 
 
 def write_text(text: str, path: Path) -> None:

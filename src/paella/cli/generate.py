@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paella.cli.errors import warn
-from paella.cli.files import check_writable, write_picture
+from paella.cli.files import check_writable, write_pictures
 from paella.cli.options import (
+    FirstSeed,
     Guidance,
     Model,
+    NegativePrompt,
+    Number,
+    Output,
+    Size,
     Steps,
     Temperature,
     TypicalMass,
@@ -23,7 +28,7 @@ from paella.cli.options import (
     parse_size,
     sampler_options,
 )
-from paella.cli.progress import drawing
+from paella.cli.progress import done, drawing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,28 +47,15 @@ def generate(
         Path | None,
         typer.Option("--file", "-f", help="Read the prompts from this file, one per line; - = standard input."),
     ] = None,
-    number: Annotated[int, typer.Option("--number", "-n", help="Pictures for each prompt.")] = 1,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Pixels: 64, or 64x128 for height x width. Default: what the model knows.", metavar="SIZE"),
-    ] = None,
+    number: Number = 1,
+    size: Size = None,
     steps: Steps = None,
     guidance: Guidance = None,
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Of the first picture; the next ones have the numbers after it. Default: 0.")
-    ] = None,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            help="A folder, or a .png file. A folder gets every picture and, of several, a contact sheet, sheet.png. "
-            "A .png file gets the picture or, of several, the contact sheet alone.",
-        ),
-    ] = Path("pictures"),
+    negative_prompt: NegativePrompt = None,
+    seed: FirstSeed = None,
+    output: Output = Path("pictures"),
     model: Model = None,
     like: Annotated[
         Path | None,
@@ -85,8 +77,7 @@ def generate(
         pixels = (original.height, original.width) if pixels is None else pixels
         seed = int(original.info["seed"]) if seed is None else seed
         negative_prompt = original.info.get("negative_prompt") if negative_prompt is None else negative_prompt
-    single = is_picture_file(output)
-    check_writable(output, folder=not single)
+    check_writable(output, folder=not is_picture_file(output))
 
     started = time.perf_counter()
     pipeline = _load(model)
@@ -105,9 +96,8 @@ def generate(
         )
     seconds = time.perf_counter() - loaded
 
-    written = _write(pictures, output, single, seeds_in_captions=number > 1)
-    count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
-    typer.echo(f"{written}: {count} in {seconds:.2f} s, after {loaded - started:.1f} s to load the model")
+    written = write_pictures(pictures, output, seeds_in_captions=number > 1)
+    typer.echo(f"{written}: {done(pictures, seconds, loaded - started)}")
     if original is not None and pictures[0].info == _info(original):
         if pictures[0].tobytes() == original.convert("RGB").tobytes():
             typer.echo(f"the same as {like}, bit for bit")
@@ -191,29 +181,3 @@ def _adopt_settings(pipeline: Paella, original: Image) -> None:
         raise ValueError(f"like: its settings cannot be used here: {error}") from error
     if info.get("model", pipeline.name) != pipeline.name:
         warn(f"--like: the picture is by the model {info['model']}, not by {pipeline.name}; it will look different")
-
-
-def _write(pictures: list[Image], output: Path, single: bool, seeds_in_captions: bool) -> Path:
-    """Writes the pictures, and a contact sheet of several; returns the file to look at."""
-    path = output
-    if single and len(pictures) == 1:
-        write_picture(pictures[0], path)
-    if not single:
-        for picture in pictures:
-            path = output / f"{_file_stem(picture.info['prompt'])}-{picture.info['seed']}.png"
-            write_picture(picture, path)
-    if len(pictures) > 1:
-        from paella.images import contact_sheet
-
-        captions = [
-            picture.info["prompt"] + (f" (seed {picture.info['seed']})" if seeds_in_captions else "")
-            for picture in pictures
-        ]
-        path = output if single else output / "sheet.png"
-        write_picture(contact_sheet(pictures, captions), path)
-    return path
-
-
-def _file_stem(prompt: str) -> str:
-    """The prompt as part of a file's name: at most 40 letters, digits and hyphens."""
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40].rstrip("-") or "picture"

@@ -21,6 +21,24 @@ TypicalMass = Annotated[
     float | None, typer.Option(help="Locally typical sampling, above 0 and at most 1: less = tamer pictures; 1 = off.")
 ]
 Temperature = Annotated[float | None, typer.Option(help="Above 0: less = tamer pictures.")]
+NegativePrompt = Annotated[str | None, typer.Option(help="What to steer away from.")]
+FirstSeed = Annotated[
+    int | None, typer.Option(help="Of the first picture; the next ones have the numbers after it. Default: 0.")
+]
+Number = Annotated[int, typer.Option("--number", "-n", help="Pictures for each prompt.")]
+Size = Annotated[
+    str | None,
+    typer.Option(help="Pixels: 64, or 64x128 for height x width. Default: what the model knows.", metavar="SIZE"),
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        help="A folder, or a .png file. A folder gets every picture and, of several, a contact sheet, sheet.png. "
+        "A .png file gets the picture or, of several, the contact sheet alone.",
+    ),
+]
 Snap = Annotated[
     int, typer.Option(help="Scenes: sizes and places of the objects in multiples of so many pixels.", min=1)
 ]
