@@ -54,6 +54,7 @@ def scenes(
     check_writable(output, folder=True)
     from paella.evaluate.parts import evaluate_parts, format_parts
     from paella.evaluate.scenes import evaluate_scenes, format_table
+    from paella.images import contact_sheet
     from paella.pipeline import Paella
 
     pipeline = Paella.from_pretrained(model)
@@ -78,7 +79,51 @@ def scenes(
             **{name: getattr(pipeline.settings, name) for name in ("steps", "guidance", "typical_mass", "temperature")},
         )
     report["parts"] = evaluate_parts(pipeline, seed, names, snap=snap)
-    report |= {
+    report |= _circumstances(ctx, pipeline, started)
+    markdown = f"{format_table(report)}\n{format_parts(report['parts'])}"
+    shown, captions = zip(*sheet, strict=True)
+    write_picture(contact_sheet(shown, captions), output / "sheet.png")
+    _write_report(output / "report", report, markdown)
+    typer.echo(markdown)
+    typer.echo(f"{output}: report.md, report.json and sheet.png, in {report['total seconds']:.0f} s")
+
+
+@app.command(cls=Command)
+def edits(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Option("--number", "-n", help="Cases of each ability.", min=2)] = 100,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
+    model: Model = None,
+) -> None:
+    """Edits real emoji scenes in every way, and judges what came of it.
+
+    The report is printed, and written as edits.md and edits.json.
+    """
+    check_writable(output, folder=True)
+    from paella.evaluate.edits import evaluate_edits, format_edits
+    from paella.pipeline import Paella
+
+    pipeline = Paella.from_pretrained(model)
+    given = sampler_options(steps, guidance, typical_mass, temperature)
+    pipeline.settings = replace(pipeline.settings, **given)  # type: ignore[arg-type]
+    started = time.perf_counter()
+    figures = evaluate_edits(pipeline, number, seed, names=pipeline.objects or None, snap=snap)
+    report = {"edits": figures} | _circumstances(ctx, pipeline, started)
+    markdown = format_edits(figures)
+    _write_report(output / "edits", report, markdown)
+    typer.echo(markdown)
+    typer.echo(f"{output}: edits.md and edits.json, in {report['total seconds']:.0f} s")
+
+
+def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict[str, Any]:
+    """What a report's figures depend on."""
+    return {
         "model": pipeline.name,
         "sampler": asdict(pipeline.settings),
         "dtype": str(pipeline.predictor.clf.weight.dtype),
@@ -87,21 +132,14 @@ def scenes(
         "total seconds": time.perf_counter() - started,
         "command": shlex.join(["paella", *ctx.obj["args"]]),
     }
-    markdown = f"{format_table(report)}\n{format_parts(report['parts'])}"
-    _write(output, report, markdown, sheet)
-    typer.echo(markdown)
-    typer.echo(f"{output}: report.md, report.json and sheet.png, in {report['total seconds']:.0f} s")
 
 
-def _write(output: Path, report: dict[str, Any], markdown: str, sheet: list[tuple[Image, str]]) -> None:
+def _write_report(stem: Path, report: dict[str, Any], markdown: str) -> None:
+    """Writes the report beside `stem`, as .md and .json."""
     import json
 
-    from paella.images import contact_sheet
-
-    pictures, captions = zip(*sheet, strict=True)
-    write_picture(contact_sheet(pictures, captions), output / "sheet.png")
-    write_text(f"`{report['command']}`\n\n{markdown}", output / "report.md")
-    write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", output / "report.json")
+    write_text(f"`{report['command']}`\n\n{markdown}", stem.with_suffix(".md"))
+    write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", stem.with_suffix(".json"))
 
 
 class _Watched:

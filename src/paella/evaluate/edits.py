@@ -1,0 +1,266 @@
+"""Does each ability do what it is for? Judged on emoji scenes by matching, as `evaluate.scenes` judges generation.
+
+One function for each ability: from a pipeline and cases to figures. Cases are real scenes, from seeds that training never
+uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from paella.data.scenes import OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects, render
+from paella.evaluate.matching import Box, Matcher, rooms
+from paella.evaluate.scenes import PICTURES, wilson
+from paella.images import to_tensor
+from paella.pipeline import Paella
+
+CASES = 1003  # last word of the random seeds
+STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
+Figures = dict[str, Any]
+
+
+@dataclass
+class Cases:
+    """Real scenes to edit, and the other object that each is to show.
+
+    Attributes:
+        scenes, pictures: what there is.
+        others: for each, the scene with its last object exchanged.
+        matcher: names any object of the vocabulary at hand.
+        seed: picture i is made with seed `seed + i`.
+    """
+
+    scenes: list[Scene]
+    pictures: list[Image.Image]
+    others: list[Scene]
+    matcher: Matcher
+    seed: int
+
+    @classmethod
+    def draw(
+        cls, layout: Layout, n: int, size: int, seed: int, names: Sequence[str] | None = None, snap: int = 1
+    ) -> Cases:
+        """`n` scenes of that layout; pairs are held-out ones before and after the exchange."""
+        names = list(objects() if names is None else names)
+        scenes, others, pictures = [], [], []
+        for index in range(n):
+            rng = np.random.default_rng((seed, index, len(layout), CASES))
+            pair = layout in ("horizontal", "vertical")
+
+            def kept(scene: Scene, pair: bool = pair) -> bool:
+                return not pair or held_out(scene)
+
+            scene = draw_scene(rng, names, layouts=[layout], accept=kept)
+            others_of_it = [replace(scene, objects=(*scene.objects[:-1], name)) for name in names]
+            fitting = [one for one in others_of_it if len({*scene.objects, *one.objects}) > len(scene.objects)]
+            fitting = [one for one in fitting if kept(one)] or fitting
+            scenes.append(scene)
+            others.append(fitting[rng.integers(len(fitting))])
+            pictures.append(render(scene, size, np.random.default_rng((seed, index, PICTURES)), snap=snap))
+        return cls(scenes, pictures, others, Matcher(names, size), seed)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def named(
+        self, pictures: Sequence[Image.Image], asked: Sequence[str], room: Box | None = None, layout: Layout = "single"
+    ) -> Figures:
+        """How often the object asked for matches best of all, in that room of the pictures."""
+        scores = self.matcher.scores(to_tensor(pictures), room, OBJECT_SIZES[layout])
+        right = torch.tensor([self.matcher.names.index(name) for name in asked])
+        hits = (scores >= scores.gather(1, right[:, None])).sum(1) == 1  # a tie counts against the object
+        return dict(wilson(hits.float().mean().item(), len(hits)))
+
+    def each(self, edit: Callable[[int], list[Image.Image]]) -> list[Image.Image]:
+        return [picture for index in range(len(self)) for picture in edit(index)]
+
+
+def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
+    """Half of an object masked, no prompt; and one object of a pair masked, another one asked for."""
+    size = pipeline.size
+    halves = [_half(size, index) for index in range(len(singles))]
+    completed = singles.each(lambda i: pipeline.inpaint(singles.pictures[i], halves[i].numpy(), seed=singles.seed + i))
+    own = [scene.objects[0] for scene in singles.scenes]
+    strangers = singles.pictures[1:] + singles.pictures[:1]
+    pasted = [
+        Image.composite(other, picture, Image.fromarray(half.numpy()))
+        for other, picture, half in zip(strangers, singles.pictures, halves, strict=True)
+    ]
+    right = torch.zeros(size, size, dtype=torch.bool)
+    right[:, size // 2 :] = True
+    exchanged = pairs.each(
+        lambda i: pipeline.inpaint(pairs.pictures[i], right.numpy(), captions(pairs.others[i])[0], seed=pairs.seed + i)
+    )
+    same = [
+        _unchanged(before, after, mask)
+        for befores, afters, masks in (
+            (singles.pictures, completed, halves),
+            (pairs.pictures, exchanged, [right] * len(pairs)),
+        )
+        for before, after, mask in zip(befores, afters, masks, strict=True)
+    ]
+    asked = [scene.objects[1] for scene in pairs.others]
+    return {
+        "pixels outside the mask identical": wilson(float(np.mean(same)), len(same)),
+        "half an object masked, no prompt: the object found": singles.named(completed, own),
+        "· an unrelated picture pasted into the half": singles.named(pasted, own),
+        "another object asked for: found in the mask": pairs.named(
+            exchanged, asked, rooms("horizontal", size)[1], "horizontal"
+        ),
+        "gradient across the seam, of that beside it": _seam(exchanged),
+    }
+
+
+def outpainting(pipeline: Paella, singles: Cases) -> Figures:
+    """The picture continued by as much again on one side, or round a corner, where another object is asked for."""
+    size = pipeline.size
+    ways: list[tuple[str, ...]] = [("left",), ("right",), ("top",), ("bottom",), ("right", "bottom")]
+    same, new = [], []
+    for index, picture in enumerate(singles.pictures):
+        sides = ways[index % len(ways)]
+        x, y = size * ("left" in sides), size * ("top" in sides)
+        far = (size * ("right" in sides), size * ("bottom" in sides))
+        corner = (far[0], far[1]) if x == y == 0 else (0, 0)
+        box = (*corner, corner[0] + size, corner[1] + size)
+        (wide,) = pipeline.outpaint(
+            picture,
+            captions(singles.scenes[index])[0],
+            **dict.fromkeys(sides, size),  # type: ignore[arg-type]
+            regions=[(captions(singles.others[index])[0], box)],
+            seed=singles.seed + index,
+        )
+        same.append(wide.crop((x, y, x + size, y + size)).tobytes() == picture.tobytes())
+        new.append(wide.crop(box))
+    return {
+        "known pixels identical": wilson(float(np.mean(same)), len(same)),
+        "the object asked for found in the new part": singles.named(new, [one.objects[0] for one in singles.others]),
+    }
+
+
+def variations(pipeline: Paella, singles: Cases) -> Figures:
+    """Two variations of each picture."""
+    pictures = singles.each(lambda i: pipeline.vary(singles.pictures[i], 2, seed=singles.seed + 2 * i))
+    one, two = (to_tensor(pictures[start::2]) for start in (0, 1))
+    again = (to_tensor(pipeline.reconstruct(singles.pictures)) - to_tensor(singles.pictures)).abs().mean()
+    return {
+        "the source's object found": singles.named(pictures, [s.objects[0] for s in singles.scenes for _ in "ab"]),
+        "distance between two, of that of re-encoding": ((one - two).abs().mean() / again).item(),
+    }
+
+
+def interpolation(pipeline: Paella, singles: Cases, frames: int = 8) -> Figures:
+    """From each scene's prompt to that of another object."""
+    clip = pipeline.clip.unwhitened()
+    exact, ordered = [], []
+    for index, (scene, other) in enumerate(zip(singles.scenes, singles.others, strict=True)):
+        ends, seed = [captions(scene)[0], captions(other)[0]], singles.seed + index
+        row = pipeline.interpolate(ends[0], ends[1], frames, seed=seed)
+        plain = [pipeline.generate(text, seed=seed)[0].tobytes() for text in ends]
+        exact.append([row[0].tobytes(), row[-1].tobytes()] == plain)
+        image = F.normalize(clip.embed_images(to_tensor(row).to(pipeline.device)), dim=-1)
+        text = F.normalize(clip.embed_text(ends), dim=-1)
+        nearer = (image @ text.T).diff(dim=1)[:, 0]  # above 0: nearer to the end
+        ordered.append(bool(nearer[: frames // 2].mean() < 0 < nearer[-(frames // 2) :].mean()))
+    return {
+        "first and last frame are the plain pictures": wilson(float(np.mean(exact)), len(exact)),
+        "each half nearer to its end in CLIP space": wilson(float(np.mean(ordered)), len(ordered)),
+    }
+
+
+def structural_editing(pipeline: Paella, singles: Cases) -> Figures:
+    """Each picture under the prompt of another object, over strengths."""
+    texts = [captions(other)[0] for other in singles.others]
+    asked = [other.objects[0] for other in singles.others]
+    unrelated = pipeline.generate([*texts[1:], texts[0]], seed=singles.seed + 10_000)
+    figures: Figures = {"correlation with an unrelated picture, 8 x 8": _alike(singles.pictures, unrelated)}
+    for strength in STRENGTHS:
+        edited = singles.each(
+            lambda i, strength=strength: pipeline.restyle(  # type: ignore[misc]
+                singles.pictures[i], texts[i], strength=strength, seed=singles.seed + i
+            )
+        )
+        figures[f"strength {strength}: the object asked for found"] = singles.named(edited, asked)
+        figures[f"strength {strength}: correlation with the source, 8 x 8"] = _alike(singles.pictures, edited)
+    return figures
+
+
+def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
+    """Two prompts, two halves."""
+    pictures = []
+    for index, scene in enumerate(pairs.scenes):
+        texts = [captions(replace(scene, objects=(name,), layout="small"))[0] for name in scene.objects]
+        regions = list(zip(texts, ("left", "right"), strict=True))
+        pictures += pipeline.compose(regions, seed=pairs.seed + index)
+    places = rooms("horizontal", pipeline.size)
+    scores = torch.stack([pairs.matcher.scores(to_tensor(pictures), p, OBJECT_SIZES["horizontal"]) for p in places], 1)
+    right = torch.tensor([[pairs.matcher.names.index(name) for name in scene.objects] for scene in pairs.scenes])
+    hits = (scores >= scores.gather(2, right[..., None])).sum(2) == 1
+    return {
+        "both objects, each in its half": wilson(hits.all(1).float().mean().item(), len(hits)),
+        "· each object alone": wilson(hits.float().mean().item(), hits.numel()),
+    }
+
+
+def evaluate_edits(
+    pipeline: Paella, n: int = 100, seed: int = 0, *, names: Sequence[str] | None = None, snap: int = 1
+) -> dict[str, Figures]:
+    """Every ability on `n` cases: {ability: {figure: a rate with its interval, or a number}}."""
+    singles = Cases.draw("single", n, pipeline.size, seed, names, snap)
+    pairs = Cases.draw("horizontal", n, pipeline.size, seed, names, snap)
+    return {
+        "inpaint": inpainting(pipeline, singles, pairs),
+        "outpaint": outpainting(pipeline, singles),
+        "vary": variations(pipeline, singles),
+        "interpolate": interpolation(pipeline, singles),
+        "restyle": structural_editing(pipeline, singles),
+        "compose": multi_conditioning(pipeline, pairs),
+    }
+
+
+def format_edits(report: dict[str, Figures]) -> str:
+    """The report as a Markdown table."""
+    lines = ["| ability | figure | value |", "|---|---|---|"]
+    for ability, figures in report.items():
+        for name, value in figures.items():
+            if isinstance(value, dict):
+                low, high, rate = (f"{100 * value[key]:.1f}" for key in ("low", "high", "rate"))
+                shown = f"{rate} % ({low}–{high}), n = {value['n']:.0f}"
+            else:
+                shown = f"{value:.2f}"
+            lines.append(f"| {ability} | {name} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+def _half(size: int, index: int) -> Tensor:
+    """A mask of the left, right, upper or lower half, in turn."""
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    near, far = slice(0, size // 2), slice(size // 2, size)
+    rows, columns = [(slice(None), near), (slice(None), far), (near, slice(None)), (far, slice(None))][index % 4]
+    mask[rows, columns] = True
+    return mask
+
+
+def _unchanged(before: Image.Image, after: Image.Image, mask: Tensor) -> bool:
+    return bool((np.asarray(before)[~mask.numpy()] == np.asarray(after)[~mask.numpy()]).all())
+
+
+def _seam(pictures: Sequence[Image.Image]) -> float:
+    """Mean gradient across the vertical middle, divided by that of the columns just beside it."""
+    steps = to_tensor(pictures).diff(dim=3).abs().mean((0, 1, 2))  # of each pair of neighbouring columns
+    middle = len(steps) // 2
+    return (2 * steps[middle] / (steps[middle - 1] + steps[middle + 1])).item()
+
+
+def _alike(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
+    """Mean correlation of the pictures with the others, both averaged to 8 x 8 places."""
+    one, two = (F.adaptive_avg_pool2d(to_tensor(p), 8).flatten(1) for p in (pictures, others))
+    one, two = (F.normalize(x - x.mean(1, keepdim=True), dim=1) for x in (one, two))
+    return (one * two).sum(1).mean().item()
