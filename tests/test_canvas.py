@@ -52,9 +52,9 @@ def test_random_tokens_are_each_generator_s_own() -> None:
 
 
 def test_text_to_image_freezes_nothing_and_starts_from_noise() -> None:
-    tokens, embeddings = torch.randint(9, (2, 3, 5)), torch.randn(2, 4)
-    canvas = text_to_image(embeddings, tokens)
+    tokens, condition = torch.randint(9, (2, 3, 5)), torch.randn(2, 4, 1, 1)
+    canvas = text_to_image(tokens, condition)
     assert torch.equal(canvas.tokens, tokens)
     assert not canvas.frozen.any()
-    assert torch.equal(canvas.condition[:, :, 0, 0], embeddings)
+    assert torch.equal(canvas.condition, condition)
     assert canvas.start == 1

@@ -1,7 +1,7 @@
 """Does each ability do what it is for? Judged on emoji scenes by matching, as `evaluate.scenes` judges generation.
 
-One function for each ability: from a pipeline and cases to figures. Cases are real scenes, from seeds that training never
-uses.
+One function for each ability: from a pipeline and cases to figures. Cases are real scenes, from seeds that training
+never uses.
 """
 
 from __future__ import annotations
