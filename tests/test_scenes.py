@@ -33,10 +33,10 @@ def object_masks(scene: Scene, size: int, seed: int, snap: int = 1) -> list[np.n
 
         mask = np.zeros((size, size), bool)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scenes, "BACKGROUND_JITTER", 0)
             patch.setattr(scenes, "scaled_sprite", only_seen)
             for background in ("white", "black"):
-                picture = scenes.render(replace(scene, background=background), size, generator(seed), snap=snap)
+                plain = replace(scene, background=background)
+                picture = scenes.render(plain, size, generator(seed), snap=snap, jitter=0)
                 mask |= (np.abs(np.asarray(picture, int) - BACKGROUNDS[background]) > 3).any(axis=2)
         masks.append(mask)
     return masks
@@ -225,6 +225,14 @@ def test_the_background_stays_near_its_colour() -> None:
             assert (np.abs(plain - colour) <= BACKGROUND_JITTER).all()
             lowest, highest = np.minimum(lowest, plain - colour), np.maximum(highest, plain - colour)
     assert (lowest < -BACKGROUND_JITTER / 2).all() and (highest > BACKGROUND_JITTER / 2).all()
+
+
+def test_without_jitter_the_background_is_exactly_its_colour() -> None:
+    for index in range(12):
+        (picture, words), (_, as_with_jitter) = Scenes(32, 3, jitter=0)[index], Scenes(32, 3)[index]
+        colours = picture.getcolors(32 * 32)
+        assert colours is not None and {colour for _, colour in colours} & set(BACKGROUNDS.values())
+        assert words == as_with_jitter
 
 
 @pytest.mark.parametrize("snap", [1, 4, 8])

@@ -75,6 +75,7 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
         seed,
         names=config.objects,
         snap=config.snap,
+        jitter=config.jitter,
         full_captions=config.full_captions,
         mirrored=config.mirrored,
         lookalike_groups=config.lookalike_groups,

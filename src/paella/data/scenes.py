@@ -127,16 +127,19 @@ def scaled_sprite(name: str, longer_side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def render(scene: Scene, size: int, rng: np.random.Generator, *, snap: int = 1) -> Image.Image:
+def render(
+    scene: Scene, size: int, rng: np.random.Generator, *, snap: int = 1, jitter: int = BACKGROUND_JITTER
+) -> Image.Image:
     """The scene as an RGB picture of `size` x `size` pixels.
 
     Args:
         snap: sizes and places are rounded to multiples of this many pixels where that stays within the scene's rules;
             with the tokenizer's compression, an object's tokens hardly depend on its place, which is an easier start
             for a young predictor.
+        jitter: how far each channel of the background strays from the named colour, of 255.
     """
-    jitter = rng.integers(-BACKGROUND_JITTER, BACKGROUND_JITTER + 1, size=3)
-    colour = np.clip(np.array(BACKGROUNDS[scene.background]) + jitter, 0, 255)
+    strayed = rng.integers(-jitter, jitter + 1, size=3)
+    colour = np.clip(np.array(BACKGROUNDS[scene.background]) + strayed, 0, 255)
     picture = Image.new("RGB", (size, size), tuple(int(channel) for channel in colour))
     half = size // 2
     rooms = {  # left, top, width and height of the room that each object has
@@ -269,6 +272,7 @@ class Scenes:
     Args:
         size: side of the pictures, in pixels.
         names: objects to draw from; by default those of the built-in model.
+        snap, jitter: see `render`.
         full_captions: leave out captions that do not name the background.
         mirrored: share of pairs that are worded from the right or lower object.
         lookalike_groups: each run of four indices holds a scene and its three `lookalikes`.
@@ -281,17 +285,18 @@ class Scenes:
         *,
         names: Sequence[str] | None = None,
         snap: int = 1,
+        jitter: int = BACKGROUND_JITTER,
         full_captions: bool = False,
         mirrored: float = 0.5,
         lookalike_groups: bool = False,
     ) -> None:
-        self.size, self.seed, self.snap = size, seed, snap
+        self.size, self.seed, self.snap, self.jitter = size, seed, snap, jitter
         self.names = list(objects() if names is None else names)
         self.full_captions, self.mirrored, self.lookalike_groups = full_captions, mirrored, lookalike_groups
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         scene, words, rng = self._draw(index)
-        return render(scene, self.size, rng, snap=self.snap), words
+        return render(scene, self.size, rng, snap=self.snap, jitter=self.jitter), words
 
     def caption(self, index: int) -> str:
         """The caption alone, without the work of drawing the picture."""
