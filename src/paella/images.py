@@ -27,14 +27,14 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
 
 
 def open_picture(picture: Picture, name: str = "image") -> Image.Image:
-    """Any picture -> RGB, upright: rotated as its EXIF data say, 16 bits made 8, transparency laid on white.
+    """Any picture -> RGB; see `as_rgb`.
 
     Args:
         picture: arrays are uint8, (H,W) gray or (H,W,3) or (H,W,4).
         name: the argument's name, for errors.
 
     Raises:
-        ValueError: it cannot be read, or is of a kind that has no one meaning as a picture.
+        ValueError: it cannot be read, or is none.
     """
     if isinstance(picture, np.ndarray):
         shape = picture.shape
@@ -42,33 +42,51 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
             raise ValueError(f"{name}: an array must be uint8, (H,W), (H,W,3) or (H,W,4), not {picture.dtype} {shape}")
         picture = Image.fromarray(picture)
     if isinstance(picture, str | Path):
-        picture = _read(Path(picture), name)
+        picture = read_picture(picture, name)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
-        values = np.asarray(picture).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError(f"{name}: its pixels go from {values.min()} to {values.max()}; at most 16 bits are read")
-        return Image.fromarray((values / 257).round().astype(np.uint8)).convert("RGB")
-    if picture.mode == "F":
-        raise ValueError(f"{name}: has floating-point pixels (mode F), whose range is unknown; convert it to RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return picture.convert("RGB")
+    return as_rgb(picture)
 
 
-def _read(path: Path, name: str) -> Image.Image:
+def read_picture(file: str | Path, name: str = "image") -> Image.Image:
+    """The picture in a file, as it is; `name` is the argument's, for errors.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(file) as picture:
             picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
-        raise ValueError(f"{name}: cannot read {path}: {reason}") from error
+        raise ValueError(f"{name}: cannot read {file}: {reason}") from error
     return picture
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode as RGB, upright: turned as its EXIF data say, what is transparent laid over white.
+
+    Gray of 16 bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
+        full = 1.0 if image.mode == "F" else 65535.0
+        levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full
+        return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":  # Pillow converts it through colour profiles only
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        if converted is None:
+            raise OSError("its LAB colours cannot be converted")
+        return converted
+    if image.mode == "La":  # Pillow has no direct way to RGBA
+        image = image.convert("LA")
+    picture = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tensor:

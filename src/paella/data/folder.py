@@ -14,7 +14,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
+
+from paella.images import as_rgb
 
 PICTURE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
 CAPTIONS_FILE = "captions.jsonl"
@@ -143,36 +145,17 @@ class Folder:
 def read_picture(file: str | Path, size: int) -> Image.Image:
     """The picture as RGB, `size` x `size` pixels: the centre square, resized.
 
-    Turned upright as its EXIF data says; what is transparent becomes white; of several frames, the first. Gray of 16
-    bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
+    Of several frames, the first; for other modes than RGB see `paella.images.as_rgb`.
 
     Raises:
         OSError: there is no such file, or it is not a picture that can be read. Damaged files raise other errors too.
     """
     with Image.open(file) as image:
-        upright = ImageOps.exif_transpose(image)
-    side = min(upright.size)
-    left, top = ((extent - side) // 2 for extent in upright.size)
-    square = upright.crop((left, top, left + side, top + side))  # first: resizing a box looks beyond its edges
-    return _over_white(square).resize((size, size), Image.Resampling.LANCZOS)
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, laid over white."""
-    if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
-        full = 1.0 if image.mode == "F" else 65535.0
-        levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full
-        return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode == "LAB":  # Pillow converts it through colour profiles only
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        if converted is None:
-            raise OSError("its LAB colours cannot be converted")
-        return converted
-    if image.mode == "La":  # Pillow has no direct way to RGBA
-        image = image.convert("LA")
-    picture = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        picture = as_rgb(image)
+    side = min(picture.size)
+    left, top = ((extent - side) // 2 for extent in picture.size)
+    square = picture.crop((left, top, left + side, top + side))  # first: resizing a box looks beyond its edges
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _sidecar(picture: Path) -> list[str]:
