@@ -1,14 +1,42 @@
-"""A whole model, tiny and untrained: what it draws is noise, but every part of the system is there."""
+"""A whole model, tiny and untrained: what it draws is noise, but every part is there. And the command line."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from paella.cli import run
+
 if TYPE_CHECKING:
     from paella.pipeline import Paella
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def paella(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in an empty folder, at a terminal on which nobody types."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
+
+    def call(*args: object) -> Result:
+        capsys.readouterr()
+        code = run([str(arg) for arg in args])
+        return Result(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="session")

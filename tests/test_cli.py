@@ -10,36 +10,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+from conftest import Result, Run
 from PIL import Image
-
-from paella.cli import run
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def paella(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in an empty folder, at a terminal on which nobody types."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
-
-    def call(*args: object) -> Result:
-        capsys.readouterr()
-        code = run([str(arg) for arg in args])
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture

@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from conftest import Run
 from PIL import Image
-
-from paella.cli import run
 
 FOX, DOG = "a fox on a green background", "a dog on a red background"
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
 @pytest.fixture
-def paella(
-    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
+def edit(paella: Run, tiny_model: Path) -> Run:
     """Runs an ability of the tiny model in a folder that holds a picture, a mask of it, and one that is all black."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True))
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(pixels).save("picture.png")
     mask = np.zeros((32, 32), bool)
@@ -40,12 +22,7 @@ def paella(
     mask[8:24, 8:24] = True
     Image.fromarray(mask).save("mask.png")
 
-    def call(*args: object) -> Result:
-        capsys.readouterr()
-        code = run([str(arg) for arg in (*args, "--model", tiny_model)])
-        return Result(code, *capsys.readouterr())
-
-    return call
+    return lambda *args: paella(*args, "--model", tiny_model)
 
 
 def pixels(file: str) -> np.ndarray:
@@ -53,55 +30,55 @@ def pixels(file: str) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
-def test_inpaint_keeps_what_the_mask_leaves_out(paella: Run) -> None:
-    assert paella("inpaint", "picture.png", FOX, "--mask", "mask.png", "-o", "new.png").code == 0
+def test_inpaint_keeps_what_the_mask_leaves_out(edit: Run) -> None:
+    assert edit("inpaint", "picture.png", FOX, "--mask", "mask.png", "-o", "new.png").code == 0
     old, new = pixels("picture.png"), pixels("new.png")
     mask = pixels("mask.png")[..., 0] > 0
     assert (old[~mask] == new[~mask]).all() and (old[mask] != new[mask]).any()
 
 
-def test_several_masks_take_a_prompt_each(paella: Run) -> None:
+def test_several_masks_take_a_prompt_each(edit: Run) -> None:
     left = np.zeros((32, 32), bool)
     left[:, :4] = True
     Image.fromarray(left).save("left.png")
-    result = paella("inpaint", "picture.png", FOX, DOG, "-m", "mask.png", "-m", "left.png", "-n", 2, "-o", "new")
+    result = edit("inpaint", "picture.png", FOX, DOG, "-m", "mask.png", "-m", "left.png", "-n", 2, "-o", "new")
     assert result.code == 0, result.err
     assert len(list(Path("new").iterdir())) == 3  # two pictures and their sheet
 
 
-def test_outpaint_adds_what_was_asked_for(paella: Run) -> None:
-    result = paella("outpaint", "picture.png", "--right", 10, "--top", 3, "--region", f"{FOX}@right", "-o", "new.png")
+def test_outpaint_adds_what_was_asked_for(edit: Run) -> None:
+    result = edit("outpaint", "picture.png", "--right", 10, "--top", 3, "--region", f"{FOX}@right", "-o", "new.png")
     assert result.code == 0, result.err
     new = pixels("new.png")
     assert new.shape == (35, 42, 3) and (new[3:, :32] == pixels("picture.png")).all()
 
 
-def test_vary_draws_four(paella: Run) -> None:
-    assert paella("vary", "picture.png", "-o", "new").code == 0
+def test_vary_draws_four(edit: Run) -> None:
+    assert edit("vary", "picture.png", "-o", "new").code == 0
     assert len(list(Path("new").glob("vary-*.png"))) == 4
-    assert paella("vary", "picture.png", FOX, "--strength", 1, "-n", 1, "-o", "towards.png").code == 0
+    assert edit("vary", "picture.png", FOX, "--strength", 1, "-n", 1, "-o", "towards.png").code == 0
 
 
 @pytest.mark.parametrize(("output", "kind"), [("row.gif", "GIF"), ("row.webp", "WEBP")])
-def test_interpolate_makes_an_animation(paella: Run, output: str, kind: str) -> None:
-    assert paella("interpolate", FOX, "picture.png", "--frames", 3, "-o", output).code == 0
+def test_interpolate_makes_an_animation(edit: Run, output: str, kind: str) -> None:
+    assert edit("interpolate", FOX, "picture.png", "--frames", 3, "-o", output).code == 0
     with Image.open(output) as film:
         assert (film.format, film.n_frames, film.size) == (kind, 3, (32, 32))
 
 
-def test_interpolate_makes_a_folder_of_frames(paella: Run) -> None:
-    assert paella("interpolate", FOX, DOG, "--frames", 3, "-o", "frames").code == 0
+def test_interpolate_makes_a_folder_of_frames(edit: Run) -> None:
+    assert edit("interpolate", FOX, DOG, "--frames", 3, "-o", "frames").code == 0
     assert len(list(Path("frames").iterdir())) == 4  # and their sheet
     first = sorted(Path("frames").glob("*-000.png"))[0]
-    assert paella("generate", FOX, "-o", "fox.png").code == 0
+    assert edit("generate", FOX, "-o", "fox.png").code == 0
     assert (pixels(str(first)) == pixels("fox.png")).all()
 
 
-def test_restyle_and_compose_write_their_pictures(paella: Run) -> None:
-    assert paella("restyle", "picture.png", FOX, "--strength", 0.5, "-o", "new.png").code == 0
+def test_restyle_and_compose_write_their_pictures(edit: Run) -> None:
+    assert edit("restyle", "picture.png", FOX, "--strength", 0.5, "-o", "new.png").code == 0
     assert pixels("new.png").shape == (32, 32, 3)
     regions = ("--region", f"{FOX} @ left", "--region", f"{DOG}@16,0,32,32")
-    assert paella("compose", *regions, "--size", "32x64", "-o", "both.png").code == 0
+    assert edit("compose", *regions, "--size", "32x64", "-o", "both.png").code == 0
     assert pixels("both.png").shape == (32, 64, 3)
 
 
@@ -124,7 +101,7 @@ def test_restyle_and_compose_write_their_pictures(paella: Run) -> None:
         (("compose", "--region", "a fox@left", "--softness", -1), "--softness: must be 0 or more"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_option(paella: Run, args: tuple[object, ...], named: str) -> None:
-    result = paella(*args, "-o", "new.png")
+def test_bad_input_is_one_line_that_names_the_option(edit: Run, args: tuple[object, ...], named: str) -> None:
+    result = edit(*args, "-o", "new.png")
     assert (result.code, result.err.count("\n")) == (2, 1), result
     assert named in result.err and not Path("new.png").exists()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 import re
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paella.cli.files import check_writable, write_file, write_pictures
+from paella.cli.draw import draw, load_pipeline
+from paella.cli.files import check_writable, write_animation, write_pictures
 from paella.cli.options import (
     FirstSeed,
     Guidance,
@@ -27,7 +28,6 @@ from paella.cli.options import (
     parse_size,
     sampler_options,
 )
-from paella.cli.progress import done, drawing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,10 +48,12 @@ Regions = Annotated[
 ]
 
 
-def ability(prepare: Callable[..., tuple[int, Work]]) -> Callable[..., None]:
+def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] = ()) -> Callable[..., None]:
     """Turns a function that reads the arguments of one ability into a command that has the common options as well.
 
-    The function returns how many pictures it will draw, for the progress bar, and what to do.
+    Args:
+        prepare: returns how many pictures there will be, for the progress bar, and what to do.
+        animations: suffixes of output files into which the pictures go as frames.
     """
 
     def command(
@@ -66,25 +68,24 @@ def ability(prepare: Callable[..., tuple[int, Work]]) -> Callable[..., None]:
         model: Model = None,
         **own: Any,
     ) -> None:
-        animation = prepare.__name__ == "interpolate" and output.suffix.lower() in (".gif", ".webp")
-        check_writable(output, folder=not animation and not is_picture_file(output))
+        animated = output.suffix.lower() in animations
+        check_writable(output, folder=not animated and not is_picture_file(output))
         count, work = prepare(**own)
-        started = time.perf_counter()
-        from paella.pipeline import Paella
+        common = sampler_options(steps, guidance, typical_mass, temperature)
 
-        pipeline = Paella.from_pretrained(model)
-        loaded = time.perf_counter()
-        options = sampler_options(steps, guidance, typical_mass, temperature)
-        with drawing(count) as on_step:
-            given = {**options, "negative_prompt": negative_prompt, "seed": seed or 0, "on_step": on_step}
-            pictures = work(pipeline, given)
-        seconds = time.perf_counter() - loaded
-        if animation:
-            write_file(output, lambda file: _animate(pictures, file, output.suffix[1:]))
-            written = output
-        else:
-            written = write_pictures(pictures, output, seeds_in_captions=count > 1)
-        typer.echo(f"{written}: {done(pictures, seconds, loaded - started)}")
+        def write(pictures: list[Image]) -> Path:
+            if animated:
+                return write_animation(pictures, output)
+            return write_pictures(pictures, output, seeds_in_captions=count > 1)
+
+        draw(
+            lambda: load_pipeline(model),
+            lambda pipeline, on_step: work(
+                pipeline, {**common, "negative_prompt": negative_prompt, "seed": seed or 0, "on_step": on_step}
+            ),
+            write,
+            count,
+        )
 
     own, common = inspect.signature(prepare, eval_str=True), inspect.signature(command, eval_str=True)
     parameters = [p for p in common.parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -165,7 +166,7 @@ def vary(
     )
 
 
-@ability
+@partial(ability, animations=(".gif", ".webp"))
 def interpolate(
     start: Annotated[str, typer.Argument(help="A prompt, or a picture file.")],
     end: Annotated[str, typer.Argument(help="A prompt, or a picture file.")],
@@ -223,8 +224,3 @@ def _region(text: str) -> Region:
     if re.fullmatch(r"-?\d+(,\s*-?\d+)*", where):
         return prompt, tuple(int(number) for number in where.split(","))  # type: ignore[return-value]
     return prompt, where
-
-
-def _animate(pictures: list[Image], file: Any, kind: str) -> None:
-    first, *others = pictures
-    first.save(file, kind.upper(), save_all=True, append_images=others, duration=120, loop=0)

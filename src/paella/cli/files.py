@@ -76,11 +76,10 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
     if single and len(pictures) == 1:
         write_picture(pictures[0], path)
     if not single:
+        frames = len({picture.info["seed"] for picture in pictures}) < len(pictures)  # they share their seed
         for index, picture in enumerate(pictures):
-            ability = picture.info["ability"]
-            stem = _file_stem(picture.info["prompt"] or ability)
-            last = f"{index:03d}" if ability == "interpolate" else picture.info["seed"]  # frames share their seed
-            path = output / f"{stem}-{last}.png"
+            stem = _file_stem(picture.info["prompt"] or picture.info["ability"])
+            path = output / f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png"
             write_picture(picture, path)
     if len(pictures) > 1:
         from paella.images import contact_sheet
@@ -91,6 +90,14 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
         ]
         path = output if single else output / "sheet.png"
         write_picture(contact_sheet(pictures, captions), path)
+    return path
+
+
+def write_animation(pictures: list[Image], path: Path) -> Path:
+    """Writes the pictures as the frames of one file, of the kind that its suffix names; returns the file."""
+    first, *others = pictures
+    kind = path.suffix[1:].upper()
+    write_file(path, lambda file: first.save(file, kind, save_all=True, append_images=others, duration=120, loop=0))
     return path
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paella.cli.draw import draw, load_pipeline
 from paella.cli.errors import warn
 from paella.cli.files import check_writable, write_pictures
 from paella.cli.options import (
@@ -28,12 +28,11 @@ from paella.cli.options import (
     parse_size,
     sampler_options,
 )
-from paella.cli.progress import done, drawing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from paella.pipeline import Paella
+    from paella.pipeline import OnStep, Paella
 
 
 def generate(
@@ -79,13 +78,14 @@ def generate(
         negative_prompt = original.info.get("negative_prompt") if negative_prompt is None else negative_prompt
     check_writable(output, folder=not is_picture_file(output))
 
-    started = time.perf_counter()
-    pipeline = _load(model)
-    if original is not None:
-        _adopt_settings(pipeline, original)
-    loaded = time.perf_counter()
-    with drawing(len(prompts) * max(number, 1)) as on_step:
-        pictures = pipeline.generate(
+    def load() -> Paella:
+        pipeline = load_pipeline(model)
+        if original is not None:
+            _adopt_settings(pipeline, original)
+        return pipeline
+
+    def work(pipeline: Paella, on_step: OnStep) -> list[Image]:
+        return pipeline.generate(
             prompts,
             number,
             size=pixels,
@@ -94,21 +94,14 @@ def generate(
             on_step=on_step,
             **sampler_options(steps, guidance, typical_mass, temperature),  # type: ignore[arg-type]
         )
-    seconds = time.perf_counter() - loaded
 
-    written = write_pictures(pictures, output, seeds_in_captions=number > 1)
-    typer.echo(f"{written}: {done(pictures, seconds, loaded - started)}")
+    count = len(prompts) * max(number, 1)
+    pictures = draw(load, work, lambda drawn: write_pictures(drawn, output, seeds_in_captions=number > 1), count)
     if original is not None and pictures[0].info == _info(original):
         if pictures[0].tobytes() == original.convert("RGB").tobytes():
             typer.echo(f"the same as {like}, bit for bit")
         else:
             warn(f"{like} has other pixels: another machine, dtype, version or weights made it")
-
-
-def _load(model: str | None) -> Paella:
-    from paella.pipeline import Paella
-
-    return Paella.from_pretrained(model)
 
 
 def _prompts(prompts: list[str], file: Path | None, default: str | None) -> list[str]:
@@ -146,14 +139,9 @@ def _lines(file: Path) -> list[str]:
 
 def _read_original(like: Path) -> Image:
     """The picture to repeat, with the metadata that this takes."""
-    from PIL import Image
+    from paella.images import read_picture
 
-    try:
-        with Image.open(like) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
-        raise ValueError(f"like: cannot read {like}: {reason}") from error
+    picture = read_picture(like, "like")
     info = _info(picture)
     if missing := {"prompt", "seed", "settings"} - set(info):
         raise ValueError(f"like: {like} does not say how it was made: no {', '.join(sorted(missing))} in its metadata")

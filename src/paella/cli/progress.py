@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,9 +22,3 @@ def drawing(pictures: int, title: str = "drawing") -> Iterator[Callable[[int, in
             bar.update(task, total=pictures * steps, advance=len(tokens))
 
         yield on_step
-
-
-def done(pictures: Sized, seconds: float, loading: float) -> str:
-    """What a command says of its work."""
-    count = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
-    return f"{count} in {seconds:.2f} s, after {loading:.1f} s to load the model"
