@@ -9,7 +9,7 @@ import typer
 
 from paella.cli.errors import Command
 from paella.cli.files import check_writable, write_picture
-from paella.cli.options import Seed, Snap, is_picture_file
+from paella.cli.options import Jitter, Seed, Snap, is_picture_file
 
 app = typer.Typer(name="dataset", help="Look at training data.", rich_markup_mode="markdown")
 
@@ -32,6 +32,7 @@ def preview(
     size: Annotated[int, typer.Option(help="Pixels, a side of each picture.", min=8)] = 64,
     seed: Seed = 0,
     snap: Snap = 1,
+    jitter: Jitter = 12,
 ) -> None:
     """Writes a contact sheet with captions: of emoji scenes, or of a folder, whose unusable files it names."""
     if not is_picture_file(output):
@@ -43,7 +44,7 @@ def preview(
 
     data: Folder | Scenes
     if folder is None:
-        data, length = Scenes(size, seed, snap=snap), number
+        data, length = Scenes(size, seed, snap=snap, jitter=jitter), number
     else:
         try:
             data = Folder(folder, size)

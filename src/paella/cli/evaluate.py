@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paella.cli.draw import load_pipeline
 from paella.cli.errors import Command
 from paella.cli.files import check_writable, write_picture, write_text
 from paella.cli.info import machine
-from paella.cli.options import Guidance, Model, Seed, Snap, Steps, Temperature, TypicalMass, sampler_options
+from paella.cli.options import Guidance, Jitter, Model, Seed, Snap, Steps, Temperature, TypicalMass, sampler_options
 from paella.cli.progress import drawing
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def scenes(
     temperature: Temperature = None,
     seed: Seed = 0,
     snap: Snap = 1,
+    jitter: Jitter = 12,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
 ) -> None:
@@ -55,11 +57,8 @@ def scenes(
     from paella.evaluate.parts import evaluate_parts, format_parts
     from paella.evaluate.scenes import evaluate_scenes, format_table
     from paella.images import contact_sheet
-    from paella.pipeline import Paella
 
-    pipeline = Paella.from_pretrained(model)
-    given = sampler_options(steps, guidance, typical_mass, temperature)
-    pipeline.settings = replace(pipeline.settings, **given)  # type: ignore[arg-type]
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
     names = pipeline.objects or None
     sheet: list[tuple[Image, str]] = []
 
@@ -75,10 +74,11 @@ def scenes(
             seed,
             names=names,
             snap=snap,
+            jitter=jitter,
             on_pictures=show,
             **{name: getattr(pipeline.settings, name) for name in ("steps", "guidance", "typical_mass", "temperature")},
         )
-    report["parts"] = evaluate_parts(pipeline, seed, names, snap=snap)
+    report["parts"] = evaluate_parts(pipeline, seed, names, snap=snap, jitter=jitter)
     report |= _circumstances(ctx, pipeline, started)
     markdown = f"{format_table(report)}\n{format_parts(report['parts'])}"
     shown, captions = zip(*sheet, strict=True)
@@ -98,6 +98,7 @@ def edits(
     temperature: Temperature = None,
     seed: Seed = 0,
     snap: Snap = 1,
+    jitter: Jitter = 12,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
 ) -> None:
@@ -107,18 +108,22 @@ def edits(
     """
     check_writable(output, folder=True)
     from paella.evaluate.edits import evaluate_edits, format_edits
-    from paella.pipeline import Paella
 
-    pipeline = Paella.from_pretrained(model)
-    given = sampler_options(steps, guidance, typical_mass, temperature)
-    pipeline.settings = replace(pipeline.settings, **given)  # type: ignore[arg-type]
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
     started = time.perf_counter()
-    figures = evaluate_edits(pipeline, number, seed, names=pipeline.objects or None, snap=snap)
+    figures = evaluate_edits(pipeline, number, seed, names=pipeline.objects or None, snap=snap, jitter=jitter)
     report = {"edits": figures} | _circumstances(ctx, pipeline, started)
     markdown = format_edits(figures)
     _write_report(output / "edits", report, markdown)
     typer.echo(markdown)
     typer.echo(f"{output}: edits.md and edits.json, in {report['total seconds']:.0f} s")
+
+
+def _load(model: str | None, settings: dict[str, int | float]) -> Paella:
+    """The pipeline, with these settings its own."""
+    pipeline = load_pipeline(model)
+    pipeline.settings = replace(pipeline.settings, **settings)  # type: ignore[arg-type]
+    return pipeline
 
 
 def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict[str, Any]:

@@ -42,6 +42,9 @@ Output = Annotated[
 Snap = Annotated[
     int, typer.Option(help="Scenes: sizes and places of the objects in multiples of so many pixels.", min=1)
 ]
+Jitter = Annotated[
+    int, typer.Option(help="Scenes: how far a background's channels stray from the named colour, of 255.", min=0)
+]
 
 
 def sampler_options(

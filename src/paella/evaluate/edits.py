@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from paella.data.scenes import OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects, render
-from paella.evaluate.matching import Box, Matcher, rooms
-from paella.evaluate.scenes import PICTURES, wilson
+from paella.data.scenes import BACKGROUND_JITTER, OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects
+from paella.evaluate.matching import Box, Matcher, ranks, rooms
+from paella.evaluate.scenes import real_pictures, wilson
 from paella.images import to_tensor
 from paella.pipeline import Paella
 
@@ -46,11 +46,18 @@ class Cases:
 
     @classmethod
     def draw(
-        cls, layout: Layout, n: int, size: int, seed: int, names: Sequence[str] | None = None, snap: int = 1
+        cls,
+        layout: Layout,
+        n: int,
+        size: int,
+        seed: int,
+        names: Sequence[str] | None = None,
+        snap: int = 1,
+        jitter: int = BACKGROUND_JITTER,
     ) -> Cases:
         """`n` scenes of that layout; pairs are held-out ones before and after the exchange."""
         names = list(objects() if names is None else names)
-        scenes, others, pictures = [], [], []
+        scenes, others = [], []
         for index in range(n):
             rng = np.random.default_rng((seed, index, len(layout), CASES))
             pair = layout in ("horizontal", "vertical")
@@ -64,7 +71,7 @@ class Cases:
             fitting = [one for one in fitting if kept(one)] or fitting
             scenes.append(scene)
             others.append(fitting[rng.integers(len(fitting))])
-            pictures.append(render(scene, size, np.random.default_rng((seed, index, PICTURES)), snap=snap))
+        pictures = real_pictures(scenes, size, seed, snap=snap, jitter=jitter)
         return cls(scenes, pictures, others, Matcher(names, size), seed)
 
     def __len__(self) -> int:
@@ -76,7 +83,7 @@ class Cases:
         """How often the object asked for matches best of all, in that room of the pictures."""
         scores = self.matcher.scores(to_tensor(pictures), room, OBJECT_SIZES[layout])
         right = torch.tensor([self.matcher.names.index(name) for name in asked])
-        hits = (scores >= scores.gather(1, right[:, None])).sum(1) == 1  # a tie counts against the object
+        hits = ranks(scores, right) == 0
         return dict(wilson(hits.float().mean().item(), len(hits)))
 
     def each(self, edit: Callable[[int], list[Image.Image]]) -> list[Image.Image]:
@@ -158,15 +165,15 @@ def variations(pipeline: Paella, singles: Cases) -> Figures:
 
 def interpolation(pipeline: Paella, singles: Cases, frames: int = 8) -> Figures:
     """From each scene's prompt to that of another object."""
-    clip = pipeline.clip.unwhitened()
+    from paella.train.clip import unit_embeddings
+
     exact, ordered = [], []
     for index, (scene, other) in enumerate(zip(singles.scenes, singles.others, strict=True)):
         ends, seed = [captions(scene)[0], captions(other)[0]], singles.seed + index
         row = pipeline.interpolate(ends[0], ends[1], frames, seed=seed)
         plain = [pipeline.generate(text, seed=seed)[0].tobytes() for text in ends]
         exact.append([row[0].tobytes(), row[-1].tobytes()] == plain)
-        image = F.normalize(clip.embed_images(to_tensor(row).to(pipeline.device)), dim=-1)
-        text = F.normalize(clip.embed_text(ends), dim=-1)
+        image, text = unit_embeddings(pipeline.clip, row, ends)
         nearer = (image @ text.T).diff(dim=1)[:, 0]  # above 0: nearer to the end
         ordered.append(bool(nearer[: frames // 2].mean() < 0 < nearer[-(frames // 2) :].mean()))
     return {
@@ -202,7 +209,7 @@ def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
     places = rooms("horizontal", pipeline.size)
     scores = torch.stack([pairs.matcher.scores(to_tensor(pictures), p, OBJECT_SIZES["horizontal"]) for p in places], 1)
     right = torch.tensor([[pairs.matcher.names.index(name) for name in scene.objects] for scene in pairs.scenes])
-    hits = (scores >= scores.gather(2, right[..., None])).sum(2) == 1
+    hits = ranks(scores, right) == 0
     return {
         "both objects, each in its half": wilson(hits.all(1).float().mean().item(), len(hits)),
         "· each object alone": wilson(hits.float().mean().item(), hits.numel()),
@@ -210,11 +217,18 @@ def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
 
 
 def evaluate_edits(
-    pipeline: Paella, n: int = 100, seed: int = 0, *, names: Sequence[str] | None = None, snap: int = 1
+    pipeline: Paella,
+    n: int = 100,
+    seed: int = 0,
+    *,
+    names: Sequence[str] | None = None,
+    snap: int = 1,
+    jitter: int = BACKGROUND_JITTER,
 ) -> dict[str, Figures]:
     """Every ability on `n` cases: {ability: {figure: a rate with its interval, or a number}}."""
-    singles = Cases.draw("single", n, pipeline.size, seed, names, snap)
-    pairs = Cases.draw("horizontal", n, pipeline.size, seed, names, snap)
+    singles, pairs = (
+        Cases.draw(layout, n, pipeline.size, seed, names, snap, jitter) for layout in ("single", "horizontal")
+    )
     return {
         "inpaint": inpainting(pipeline, singles, pairs),
         "outpaint": outpainting(pipeline, singles),

@@ -136,6 +136,14 @@ def rooms(layout: Layout, size: int) -> list[Box]:
             return [(0, 0, size, size)]
 
 
+def ranks(scores: Tensor, right: Tensor) -> Tensor:
+    """How many of the other candidates match no worse: scores (..., N) and the right candidates (...) -> (...) int64.
+
+    A tie counts against the right one: a picture of nothing, where all are equal, must not be named right.
+    """
+    return (scores >= scores.gather(-1, right[..., None])).sum(-1) - 1
+
+
 def as_float(pictures: Tensor) -> Tensor:
     """uint8 pictures to float32 in [0, 1]; float ones as float32, unchanged."""
     return pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures.float()

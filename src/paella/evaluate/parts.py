@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import LAYOUT_SHARES, LAYOUTS, captions
+from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, captions
 from paella.evaluate.metrics import by_noise_level
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
@@ -25,14 +25,19 @@ PAIRS = 400  # for CLIP's order
 
 
 def evaluate_parts(
-    pipeline: Paella, seed: int = 0, names: Sequence[str] | None = None, *, snap: int = 1
+    pipeline: Paella,
+    seed: int = 0,
+    names: Sequence[str] | None = None,
+    *,
+    snap: int = 1,
+    jitter: int = BACKGROUND_JITTER,
 ) -> dict[str, Any]:
     """Figures of the VQGAN, CLIP and the predictor.
 
     Args:
         seed: of scenes and noise; 0 has the gallery that CLIP's own recipe reports on.
         names: objects to draw from; by default those of the built-in model.
-        snap: that of the pictures for VQGAN and predictor: what the model was trained with.
+        snap, jitter: those of the pictures for VQGAN and predictor: what the model was trained with.
 
     Returns:
         "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions,
@@ -49,7 +54,7 @@ def evaluate_parts(
         for kind, layouts in KINDS.items()
         for prompt in held_out_prompts(round(SCENES * sum(shares[it] for it in layouts)), kind, seed, names)
     ]
-    pictures = real_pictures([scene for scene, _ in prompts], pipeline.size, seed, snap=snap)
+    pictures = real_pictures([scene for scene, _ in prompts], pipeline.size, seed, snap=snap, jitter=jitter)
     pixels = to_tensor(pictures).to(pipeline.device)
     gallery = hard_gallery(DataConfig(size=pipeline.size, objects=None if names is None else list(names)), seed + 1)
     return {

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella.data.scenes import (
+    BACKGROUND_JITTER,
     LAYOUT_SHARES,
     LAYOUTS,
     OBJECT_SIZES,
@@ -29,7 +30,7 @@ from paella.data.scenes import (
     objects,
     render,
 )
-from paella.evaluate.matching import Matcher, background_colour, rooms
+from paella.evaluate.matching import Matcher, background_colour, ranks, rooms
 
 Kind = Literal["single", "small", "pair"]
 KINDS: dict[Kind, tuple[Layout, ...]] = {
@@ -91,10 +92,12 @@ def held_out_prompts(n: int, kind: Kind, seed: int, names: Sequence[str] | None 
     return prompts
 
 
-def real_pictures(scenes: Sequence[Scene], size: int, seed: int, *, snap: int = 1) -> list[Image.Image]:
-    """One true picture of each scene; for `snap` see `paella.data.scenes.render`."""
+def real_pictures(
+    scenes: Sequence[Scene], size: int, seed: int, *, snap: int = 1, jitter: int = BACKGROUND_JITTER
+) -> list[Image.Image]:
+    """One true picture of each scene; for `snap` and `jitter` see `paella.data.scenes.render`."""
     return [
-        render(scene, size, np.random.default_rng((seed, index, PICTURES)), snap=snap)
+        render(scene, size, np.random.default_rng((seed, index, PICTURES)), snap=snap, jitter=jitter)
         for index, scene in enumerate(scenes)
     ]
 
@@ -106,6 +109,7 @@ def evaluate_scenes(
     *,
     names: Sequence[str] | None = None,
     snap: int = 1,
+    jitter: int = BACKGROUND_JITTER,
     on_pictures: Callable[[list[Image.Image], list[str]], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def evaluate_scenes(
     Args:
         pipeline: picture i of its answer is generated with seed `seed + i`; its pictures are square, of one size.
         names: objects to draw from, all of which compete in every decision; by default those of the built-in model.
-        snap: that of the real pictures: what the model was trained with.
+        snap, jitter: those of the real pictures: what the model was trained with.
         on_pictures: is given the generated pictures and their captions, say for a contact sheet.
         settings: of `pipeline.generate`.
 
@@ -132,7 +136,7 @@ def evaluate_scenes(
     clock.append(time.perf_counter())
     if on_pictures is not None:
         on_pictures(generated, captions)
-    real = real_pictures(scenes, generated[0].height, seed, snap=snap)
+    real = real_pictures(scenes, generated[0].height, seed, snap=snap, jitter=jitter)
     pictures = {"generated": generated, "reconstructed": pipeline.reconstruct(real), "real": real}
     clock.append(time.perf_counter())
     scores = {name: score_scenes(those, scenes, captions, names) for name, those in pictures.items()}
@@ -141,6 +145,7 @@ def evaluate_scenes(
         "n": n,
         "seed": seed,
         "snap": snap,
+        "jitter": jitter,
         "settings": settings,
         "objects": len(objects() if names is None else names),
         "seconds": dict(zip(("generating", "reconstructing", "judging"), np.diff(clock).tolist(), strict=True)),
@@ -180,14 +185,14 @@ def score_scenes(
     rates: dict[str, Rate] = {}
     all_told: list[bool] = []
     for kind, layouts in KINDS.items():
-        ranks, swapped = (
+        own, swapped = (
             torch.cat(parts)
             for parts in zip(*(_ranks(matcher, pixels, scenes, layout) for layout in layouts), strict=True)
         )
-        if not len(ranks):
+        if not len(own):
             continue
         for k in (1, 5):
-            hits = ranks < k  # (scenes, objects in a scene)
+            hits = own < k  # (scenes, objects in a scene)
             if kind == "pair":
                 rates[f"pair_both_top{k}"] = _share(hits.all(1))
                 rates[f"pair_each_top{k}"] = _share(hits.flatten())
@@ -220,12 +225,7 @@ def _ranks(matcher: Matcher, pixels: Tensor, scenes: Sequence[Scene], layout: La
     scores = torch.stack([matcher.scores(pixels[members], place, OBJECT_SIZES[layout]) for place in places], 1)
     asked = [[matcher.names.index(name) for name in scenes[index].objects] for index in members]
     right = torch.tensor(asked, dtype=torch.long).reshape(len(members), len(places))
-
-    def rank(candidates: Tensor) -> Tensor:
-        # a tie counts against the object: a picture of nothing, where all are equal, must not be named right
-        return (scores >= scores.gather(2, candidates[..., None])).sum(2) - 1
-
-    return rank(right), rank(right.flip(1))
+    return ranks(scores, right), ranks(scores, right.flip(1))
 
 
 def _share(hits: Sequence[bool] | Tensor) -> Rate:
