@@ -71,7 +71,7 @@ def soft_weights(masks: Tensor, f: int, softness: int) -> Tensor:
     """
     weights = masks[:, None].float()
     if softness > 0:
-        reach = min(softness, 2 * min(masks.shape[1:]) - 2) // 2
+        reach = min(softness // 2, *masks.shape[1:])
         weights = F.pad(weights, (reach,) * 4, mode="replicate")
         weights = F.avg_pool2d(weights, 2 * reach + 1, stride=1)
     weights = F.avg_pool2d(weights, f)[:, 0]

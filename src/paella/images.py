@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Picture = Image.Image | np.ndarray | str | Path  # a PIL image, an array (H,W) or (H,W,3), or a file
 
 
@@ -106,6 +107,41 @@ def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tenso
         expected, found = (f"{width} x {height}" for width, height in (size, picture.size))
         raise ValueError(f"{name}: must have the picture's size, {expected} pixels (width x height), not {found}")
     return torch.from_numpy(np.asarray(picture) >= 128)
+
+
+def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mapping[str, Box]) -> Tensor:
+    """A region as a mask (H,W) bool.
+
+    Args:
+        where: a name, a box or a mask.
+        size: (width, height) of the picture.
+        named: boxes that have names; by default the halves of the picture.
+
+    Raises:
+        ValueError: there is no such part of the picture, or nothing in it.
+    """
+    width, height = size
+    named = named or {
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+        "top": (0, 0, width, height // 2),
+        "bottom": (0, height // 2, width, height),
+    }
+    if isinstance(where, str) and where in named:
+        where = named[where]
+    if not isinstance(where, tuple | list):
+        area = open_mask(where, size, "regions")
+        if not area.any():
+            raise ValueError("regions: a mask is black all over")
+        return area
+    if len(where) != 4:
+        raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
+    left, top, right, bottom = where
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"regions: the box {tuple(where)} is empty or not within the {width} x {height} pixels")
+    area = torch.zeros(height, width, dtype=torch.bool)
+    area[top:bottom, left:right] = True
+    return area
 
 
 def padded_to_multiple(picture: Image.Image, f: int) -> Image.Image:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -18,11 +19,13 @@ from paella import checkpoint, edits
 from paella.canvas import Canvas
 from paella.clip import Clip
 from paella.images import (
+    Box,
     Picture,
     composite,
     open_mask,
     open_picture,
     padded_to_multiple,
+    region_mask,
     to_pictures,
     to_tensor,
     token_mask,
@@ -32,7 +35,6 @@ from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
 
 OnStep = Callable[[int, int, Tensor], bool | None]
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Region = tuple[str, str | Box | Picture]  # a prompt, and where: left, right, top or bottom (a half), a box or a mask
 
 
@@ -157,7 +159,7 @@ class Paella:
         }
         condition = self._embed(prompts)[:, :, None, None]
         return self._draw(
-            "generate", prompts, self._grid(size), lambda noise: edits.text_to_image(noise, condition), options
+            "generate", prompts, self._grid(size), partial(edits.text_to_image, condition=condition), options
         )
 
     def inpaint(
@@ -248,7 +250,7 @@ class Paella:
             "top": (0, 0, width, top),
             "bottom": (0, height - bottom, width, height),
         }
-        areas = [(text, _area(where, (width, height), strips)) for text, where in regions]
+        areas = [(text, region_mask(where, (width, height), strips)) for text, where in regions]
         prompts = _prompts(prompt, n)
         # the known part starts on the token grid, so that its tokens are those of the picture
         f = self.vqgan.config.f
@@ -290,7 +292,7 @@ class Paella:
         condition = embedding[None, :, None, None].expand(n, -1, 1, 1)
         record = {} if prompt is None else {"strength": str(strength)}
         return self._draw(
-            "vary", prompts, self._grid(size), lambda noise: edits.text_to_image(noise, condition), options, record
+            "vary", prompts, self._grid(size), partial(edits.text_to_image, condition=condition), options, record
         )
 
     def interpolate(
@@ -326,7 +328,7 @@ class Paella:
             "interpolate",
             [" → ".join(names)] * frames,
             self._grid(size),
-            lambda noise: edits.text_to_image(noise, condition),
+            partial(edits.text_to_image, condition=condition),
             options,
             seeds=[self._seeds(options.get("seed", 0), 1)[0]] * frames,
         )
@@ -370,7 +372,7 @@ class Paella:
         record = {"strength": str(strength)}
         grid = (tokens.shape[1], tokens.shape[2])
         pictures = self._draw("restyle", prompts, grid, canvas, options, record, renoise="previous")
-        return [_cropped(one, (0, 0), picture.size) for one in pictures]
+        return [one.crop((0, 0, *picture.size)) for one in pictures]
 
     def compose(
         self,
@@ -403,11 +405,11 @@ class Paella:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
         height, width = self._grid(size)
         f = self.vqgan.config.f
-        areas = [(text, _area(where, (width * f, height * f), {})) for text, where in regions]
+        areas = [(text, region_mask(where, (width * f, height * f), {})) for text, where in regions]
         condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
         prompts = _prompts(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
         return self._draw(
-            "compose", prompts, (height, width), lambda noise: edits.text_to_image(noise, condition), options
+            "compose", prompts, (height, width), partial(edits.text_to_image, condition=condition), options
         )
 
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -511,7 +513,8 @@ class Paella:
 
         grid = (tokens.shape[1], tokens.shape[2])
         painted = self._draw(ability, prompts, grid, canvas, options)
-        results = [composite(picture, _cropped(one, origin, picture.size), mask, feather) for one in painted]
+        box = (x, y, x + picture.width, y + picture.height)
+        results = [composite(picture, one.crop(box), mask, feather) for one in painted]
         for result, one in zip(results, painted, strict=True):
             result.info = one.info
         return results
@@ -583,45 +586,6 @@ def _prompts(prompt: str | Sequence[str], n: int) -> list[str]:
     if n < 1:
         raise ValueError(f"n: must be at least 1, not {n}")
     return [text for text in prompts for _ in range(n)]
-
-
-def _area(where: str | Box | Picture, size: tuple[int, int], named: Mapping[str, Box]) -> Tensor:
-    """A region as a mask (H,W) bool.
-
-    Args:
-        where: a name, a box or a mask.
-        size: (width, height) of the picture.
-        named: boxes that have names; by default the halves of the picture.
-    """
-    width, height = size
-    named = named or {
-        "left": (0, 0, width // 2, height),
-        "right": (width // 2, 0, width, height),
-        "top": (0, 0, width, height // 2),
-        "bottom": (0, height // 2, width, height),
-    }
-    if isinstance(where, str) and where in named:
-        where = named[where]
-    if not isinstance(where, tuple | list):
-        area = open_mask(where, size, "regions")
-        if not area.any():
-            raise ValueError("regions: a mask is black all over")
-        return area
-    if len(where) != 4:
-        raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
-    left, top, right, bottom = where
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(f"regions: the box {tuple(where)} is empty or not within the {width} x {height} pixels")
-    area = torch.zeros(height, width, dtype=torch.bool)
-    area[top:bottom, left:right] = True
-    return area
-
-
-def _cropped(picture: Image.Image, origin: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """The part of that size from that place on, with the picture's metadata."""
-    part = picture.crop((*origin, origin[0] + size[0], origin[1] + size[1]))
-    part.info = picture.info
-    return part
 
 
 def resolve_device(device: str) -> torch.device:

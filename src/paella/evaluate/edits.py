@@ -17,9 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from paella.data.scenes import BACKGROUND_JITTER, OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects
-from paella.evaluate.matching import Box, Matcher, ranks, rooms
+from paella.evaluate.matching import Matcher, ranks, rooms
 from paella.evaluate.scenes import real_pictures, wilson
-from paella.images import to_tensor
+from paella.images import Box, to_tensor
 from paella.pipeline import Paella
 
 CASES = 1003  # last word of the random seeds

@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, Layout, scaled_sprite
-
-Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
+from paella.images import Box
 
 GRID = 32  # cells to a side that pictures of any size are matched at
 FLAT = 2 / 255  # a window that varies less than this is taken to vary this much, so that a flat one matches nothing
