@@ -273,6 +273,13 @@ def test_layers_of_many_inputs_learn_at_a_smaller_rate_in_proportion() -> None:
     assert {group["scale"] for group in parameter_groups(module, OptimizerConfig())} == {1}
 
 
+def test_a_parameter_that_two_layers_share_is_trained_once() -> None:
+    module = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
+    module[1].weight = module[0].weight
+    parameters = [p for group in parameter_groups(module, OptimizerConfig()) for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in module.parameters()} and len(parameters) == 2
+
+
 Parts = tuple[dict[str, nn.Module], Average, dict[str, torch.optim.Optimizer]]
 
 

@@ -157,10 +157,12 @@ def parameter_groups(module: nn.Module, config: OptimizerConfig) -> list[dict[st
     Only matrices and kernels decay: scales, biases and embeddings do not.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    placed: set[nn.Parameter] = set()  # two layers may share one
     for owner in module.modules():
         for parameter in owner.parameters(recurse=False):
-            if not parameter.requires_grad:
+            if not parameter.requires_grad or parameter in placed:
                 continue
+            placed.add(parameter)
             matrix = parameter.squeeze().ndim > 1 and not isinstance(owner, nn.Embedding)
             decay = config.weight_decay if matrix else 0.0
             scale = min(1.0, config.full_rate_inputs / inputs(owner)) if matrix and config.full_rate_inputs else 1.0
@@ -172,8 +174,7 @@ def inputs(layer: nn.Module) -> float:
     """How many numbers each output of a layer is a sum over, or 1 where the layer is not a linear one."""
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight[:, 0].numel() / math.prod(layer.stride)
-    weight = getattr(layer, "weight", None)
-    return weight[0].numel() if isinstance(layer, nn.Linear | nn.Conv2d) and weight is not None else 1
+    return layer.weight[0].numel() if isinstance(layer, nn.Linear | nn.Conv2d) else 1
 
 
 def train(stage: Stage, recipe: Recipe) -> Path:
