@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo test lint clean
+.PHONY: .venv demo gallery test lint clean
 
 .venv: .venv/.installed
 
@@ -24,6 +24,9 @@ demo: .venv/.installed  # the README's picture, by the built-in model
 	  "a crown above a cat face on a yellow background" \
 	  "a cactus to the left of a house on an orange background" \
 	  --output docs/images/demo.png
+
+gallery: .venv/.installed  # the pictures of docs/gallery.md
+	$(BIN)/python docs/gallery.py
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

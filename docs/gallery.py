@@ -1,0 +1,85 @@
+"""Draws the pictures of gallery.md with the built-in model: `make gallery`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from paella import Paella
+from paella.cli.files import write_picture
+from paella.data.scenes import Scene, render
+from paella.images import composite, contact_sheet, open_mask
+
+IMAGES = Path(__file__).parent / "images"
+SIZE = 64
+
+
+def scene(*objects: str, on: str, layout: str) -> Image.Image:
+    """A real scene to edit, drawn as the model's training data are."""
+    return render(Scene(objects, on, layout), SIZE, np.random.default_rng(0), snap=8, jitter=0)  # type: ignore[arg-type]
+
+
+def half(side: str) -> np.ndarray:
+    """A mask of that half of the picture, True to repaint."""
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[:, : SIZE // 2] = side == "left"
+    mask[:, SIZE // 2 :] = side == "right"
+    return mask
+
+
+def shown(picture: Image.Image, mask: np.ndarray) -> Image.Image:
+    """The picture with its masked part blanked, as an editor shows it."""
+    blank = Image.new("RGB", picture.size, (235, 235, 235))
+    return composite(picture, blank, open_mask(mask, picture.size))
+
+
+def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
+    write_picture(contact_sheet(pictures, captions), IMAGES / f"{name}.png")
+
+
+def main() -> None:
+    p = Paella.from_pretrained()
+    leaf = scene("maple leaf", on="blue", layout="single")
+    pair = scene("smiling face with sunglasses", "sun", on="green", layout="horizontal")
+    telephone = scene("telephone", on="pink", layout="single")
+    wish = "a smiling face with sunglasses to the left of a telephone on a green background"
+
+    save(
+        "inpaint",
+        [
+            shown(leaf, half("right")),
+            p.inpaint(leaf, half("right"))[0],
+            shown(pair, half("right")),
+            p.inpaint(pair, half("right"), wish)[0],
+        ],
+        ["half is masked, no prompt", "inpaint", "one object is masked", wish],
+    )
+    right = "a sun on a blue background"
+    save(
+        "outpaint",
+        [leaf, p.outpaint(leaf, right=SIZE, regions=[(right, "right")])[0]],
+        ["a picture", f"outpaint, on the right: {right}"],
+    )
+    save("vary", [telephone, *p.vary(telephone, 4)], ["a picture", *["vary"] * 4])
+    ends = "a telephone on a pink background", "a maple leaf on a blue background"
+    save("interpolate", p.interpolate(*ends, 8), [ends[0], *["…"] * 6, ends[1]])
+    strengths = (0.4, 0.6, 0.8, 1.0)
+    save(
+        "restyle",
+        [telephone, *[p.restyle(telephone, ends[1], strength=strength)[0] for strength in strengths]],
+        ["a picture", *[f"{ends[1]}, strength {strength}" for strength in strengths]],
+    )
+    halves = [("a maple leaf on a blue background", "left"), ("a sun on a pink background", "right")]
+    save(
+        "compose",
+        [p.compose(halves, size=(SIZE, 2 * SIZE))[0], p.compose(halves)[0]],
+        ["compose, 64 x 128: " + " | ".join(text for text, _ in halves), "the same, 64 x 64"],
+    )
+    wide = p.generate("a maple leaf on a blue background", size=(64, 256))[0]
+    save("sizes", [wide], ["generate, size=(64, 256): a maple leaf on a blue background"])
+
+
+if __name__ == "__main__":
+    main()
