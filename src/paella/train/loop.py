@@ -192,12 +192,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     stage.device = accelerator.device
     plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
-        name: AdamW(
-            parameter_groups(module, recipe.optimizer),
-            recipe.optimizer.learning_rate,
-            recipe.optimizer.betas,
-            fused=True,
-        )
+        name: AdamW(parameter_groups(module, recipe.optimizer), recipe.optimizer.learning_rate, recipe.optimizer.betas)
         for name, module in plain.items()
     }
     for name, module in plain.items():
