@@ -211,6 +211,20 @@ def test_groups_of_four_are_a_scene_and_its_lookalikes(monkeypatch: pytest.Monke
     assert np.mean([len(set(group)) == 4 for group in groups]) > 0.98
 
 
+def test_layouts_come_as_often_as_asked() -> None:
+    words = [Scenes(16, shares=(0, 0, 3, 1)).caption(i) for i in range(400)]
+    beside, above = (
+        [any(w in it for w in two) for it in words] for two in ((" left ", " right "), (" above ", " below "))
+    )
+    assert sum(beside) + sum(above) == 400 and sum(above) == pytest.approx(100, abs=30)
+
+
+@pytest.mark.parametrize("shares", [(1, 1, 1), (0, 0, 0, 0), (1, 1, 1, -1), (1, 1, 1, float("nan"))])
+def test_wrong_shares_are_refused(shares: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="shares: must be one for each of single, small"):
+        Scenes(16, shares=shares)
+
+
 # --- pictures ---
 
 

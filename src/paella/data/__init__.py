@@ -70,16 +70,20 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
         return folder
     from paella.data.scenes import Scenes
 
-    return Scenes(
-        config.size,
-        seed,
-        names=config.objects,
-        snap=config.snap,
-        jitter=config.jitter,
-        full_captions=config.full_captions,
-        mirrored=config.mirrored,
-        lookalike_groups=config.lookalike_groups,
-    )
+    try:
+        return Scenes(
+            config.size,
+            seed,
+            names=config.objects,
+            snap=config.snap,
+            jitter=config.jitter,
+            shares=config.shares,
+            full_captions=config.full_captions,
+            mirrored=config.mirrored,
+            lookalike_groups=config.lookalike_groups,
+        )
+    except ValueError as error:
+        raise ValueError(f"data.{error}") from error
 
 
 def _own_process_group(worker: int) -> None:

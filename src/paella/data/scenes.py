@@ -85,12 +85,18 @@ def draw_scene(
     names: Sequence[str],
     *,
     layouts: Sequence[Layout] = LAYOUTS,
+    shares: Sequence[float] = LAYOUT_SHARES,
     accept: Callable[[Scene], bool] = lambda scene: not held_out(scene),
 ) -> Scene:
-    """One random scene over `names` that `accept` takes: by default, one that training may see."""
-    shares = np.array([LAYOUT_SHARES[LAYOUTS.index(layout)] for layout in layouts])
+    """One random scene over `names` that `accept` takes: by default, one that training may see.
+
+    Args:
+        layouts: those to draw from.
+        shares: how often each of `LAYOUTS` is drawn, in proportion.
+    """
+    weights = np.array([shares[LAYOUTS.index(layout)] for layout in layouts])
     while True:
-        layout = layouts[rng.choice(len(layouts), p=shares / shares.sum())]
+        layout = layouts[rng.choice(len(layouts), p=weights / weights.sum())]
         count = 2 if layout in ("horizontal", "vertical") else 1
         chosen = rng.choice(len(names), size=count, replace=False)
         scene = Scene(tuple(names[i] for i in chosen), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], layout)
@@ -273,6 +279,7 @@ class Scenes:
         size: side of the pictures, in pixels.
         names: objects to draw from; by default those of the built-in model.
         snap, jitter: see `render`.
+        shares: how often each of `LAYOUTS` is drawn, in proportion.
         full_captions: leave out captions that do not name the background.
         mirrored: share of pairs that are worded from the right or lower object.
         lookalike_groups: each run of four indices holds a scene and its three `lookalikes`.
@@ -286,11 +293,14 @@ class Scenes:
         names: Sequence[str] | None = None,
         snap: int = 1,
         jitter: int = BACKGROUND_JITTER,
+        shares: Sequence[float] = LAYOUT_SHARES,
         full_captions: bool = False,
         mirrored: float = 0.5,
         lookalike_groups: bool = False,
     ) -> None:
-        self.size, self.seed, self.snap, self.jitter = size, seed, snap, jitter
+        if len(shares) != len(LAYOUTS) or not all(share >= 0 for share in shares) or not 0 < sum(shares) < np.inf:
+            raise ValueError(f"shares: must be one for each of {', '.join(LAYOUTS)}, 0 or more, not {list(shares)}")
+        self.size, self.seed, self.snap, self.jitter, self.shares = size, seed, snap, jitter, shares
         self.names = list(objects() if names is None else names)
         self.full_captions, self.mirrored, self.lookalike_groups = full_captions, mirrored, lookalike_groups
 
@@ -306,8 +316,8 @@ class Scenes:
         rng = np.random.default_rng((self.seed, index))
         if self.lookalike_groups:
             group_rng = np.random.default_rng((self.seed, index // 4, 4))
-            scene = draw_scene(group_rng, self.names)
+            scene = draw_scene(group_rng, self.names, shares=self.shares)
             scene = [scene, *lookalikes(scene, group_rng, self.names)][index % 4]
         else:
-            scene = draw_scene(rng, self.names)
+            scene = draw_scene(rng, self.names, shares=self.shares)
         return scene, caption(scene, rng, full=self.full_captions, mirrored=self.mirrored), rng
