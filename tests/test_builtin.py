@@ -1,0 +1,42 @@
+"""The model that the package carries: small enough, complete, and it draws what it is asked for."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from paella.data.scenes import objects
+from paella.evaluate.scenes import held_out_prompts, score_scenes
+from paella.pipeline import Paella
+
+PROMPTS = 12
+
+
+@pytest.fixture(scope="module")
+def builtin() -> Paella:
+    return Paella.from_pretrained()
+
+
+def test_it_fits_the_package() -> None:
+    folder = Path(str(resources.files("paella"))) / "builtin"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
+
+
+def test_it_says_what_it_can_be_asked_for(builtin: Paella) -> None:
+    assert builtin.objects == list(objects()) and len(builtin.objects) >= 120
+
+
+def test_an_object_in_the_middle_is_named_right_on_the_background_asked_for(builtin: Paella) -> None:
+    scenes, captions = zip(*held_out_prompts(PROMPTS, "single", seed=3), strict=True)
+    scores = score_scenes(builtin.generate(captions, seed=100), scenes, captions)
+    assert scores["single_top1"]["rate"] >= 0.75
+    assert scores["background_single"]["rate"] == 1
+
+
+def test_pictures_of_other_prompts_are_not_named_right(builtin: Paella) -> None:
+    """The judge of the test above can say no."""
+    scenes, captions = zip(*held_out_prompts(PROMPTS, "single", seed=3), strict=True)
+    rotated = builtin.generate([*captions[1:], captions[0]], seed=100)
+    assert score_scenes(rotated, scenes, captions)["single_top1"]["rate"] <= 0.25
