@@ -21,14 +21,6 @@ def scene(*objects: str, on: str, layout: str) -> Image.Image:
     return render(Scene(objects, on, layout), SIZE, np.random.default_rng(0), snap=8, jitter=0)  # type: ignore[arg-type]
 
 
-def half(side: str) -> np.ndarray:
-    """A mask of that half of the picture, True to repaint."""
-    mask = np.zeros((SIZE, SIZE), bool)
-    mask[:, : SIZE // 2] = side == "left"
-    mask[:, SIZE // 2 :] = side == "right"
-    return mask
-
-
 def shown(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     """The picture with its masked part blanked, as an editor shows it."""
     blank = Image.new("RGB", picture.size, (235, 235, 235))
@@ -41,6 +33,7 @@ def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
 
 def main() -> None:
     p = Paella.from_pretrained()
+    right_half = np.arange(SIZE)[None].repeat(SIZE, 0) >= SIZE // 2
     leaf = scene("maple leaf", on="blue", layout="single")
     pair = scene("smiling face with sunglasses", "sun", on="green", layout="horizontal")
     telephone = scene("telephone", on="pink", layout="single")
@@ -49,10 +42,10 @@ def main() -> None:
     save(
         "inpaint",
         [
-            shown(leaf, half("right")),
-            p.inpaint(leaf, half("right"))[0],
-            shown(pair, half("right")),
-            p.inpaint(pair, half("right"), wish)[0],
+            shown(leaf, right_half),
+            p.inpaint(leaf, right_half)[0],
+            shown(pair, right_half),
+            p.inpaint(pair, right_half, wish)[0],
         ],
         ["half is masked, no prompt", "inpaint", "one object is masked", wish],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
@@ -77,12 +77,10 @@ def as_rgb(image: Image.Image) -> Image.Image:
         levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full
         return Image.fromarray((levels.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
     if image.mode == "LAB":  # Pillow converts it through colour profiles only
-        from PIL import ImageCms
-
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         if converted is None:
-            raise OSError("its LAB colours cannot be converted")
+            raise ValueError("its LAB colours cannot be converted")
         return converted
     if image.mode == "La":  # Pillow has no direct way to RGBA
         image = image.convert("LA")
@@ -109,24 +107,28 @@ def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tenso
     return torch.from_numpy(np.asarray(picture) >= 128)
 
 
+def halves(width: int, height: int) -> dict[str, Box]:
+    """The four halves of a picture, by name."""
+    return {
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+        "top": (0, 0, width, height // 2),
+        "bottom": (0, height // 2, width, height),
+    }
+
+
 def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mapping[str, Box]) -> Tensor:
     """A region as a mask (H,W) bool.
 
     Args:
         where: a name, a box or a mask.
         size: (width, height) of the picture.
-        named: boxes that have names; by default the halves of the picture.
+        named: boxes that have names.
 
     Raises:
         ValueError: there is no such part of the picture, or nothing in it.
     """
     width, height = size
-    named = named or {
-        "left": (0, 0, width // 2, height),
-        "right": (width // 2, 0, width, height),
-        "top": (0, 0, width, height // 2),
-        "bottom": (0, height // 2, width, height),
-    }
     if isinstance(where, str) and where in named:
         where = named[where]
     if not isinstance(where, tuple | list):

@@ -22,6 +22,7 @@ from paella.images import (
     Box,
     Picture,
     composite,
+    halves,
     open_mask,
     open_picture,
     padded_to_multiple,
@@ -405,7 +406,8 @@ class Paella:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
         height, width = self._grid(size)
         f = self.vqgan.config.f
-        areas = [(text, region_mask(where, (width * f, height * f), {})) for text, where in regions]
+        pixels = (width * f, height * f)
+        areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]
         condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
         prompts = _prompts(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
         return self._draw(

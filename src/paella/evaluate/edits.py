@@ -18,7 +18,7 @@ from torch import Tensor
 
 from paella.data.scenes import BACKGROUND_JITTER, OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects
 from paella.evaluate.matching import Matcher, ranks, rooms
-from paella.evaluate.scenes import real_pictures, wilson
+from paella.evaluate.scenes import object_ranks, real_pictures, wilson
 from paella.images import Box, to_tensor
 from paella.pipeline import Paella
 
@@ -206,10 +206,7 @@ def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
         texts = [captions(replace(scene, objects=(name,), layout="small"))[0] for name in scene.objects]
         regions = list(zip(texts, ("left", "right"), strict=True))
         pictures += pipeline.compose(regions, seed=pairs.seed + index)
-    places = rooms("horizontal", pipeline.size)
-    scores = torch.stack([pairs.matcher.scores(to_tensor(pictures), p, OBJECT_SIZES["horizontal"]) for p in places], 1)
-    right = torch.tensor([[pairs.matcher.names.index(name) for name in scene.objects] for scene in pairs.scenes])
-    hits = ranks(scores, right) == 0
+    hits = object_ranks(pairs.matcher, to_tensor(pictures), pairs.scenes, "horizontal")[0] == 0
     return {
         "both objects, each in its half": wilson(hits.all(1).float().mean().item(), len(hits)),
         "· each object alone": wilson(hits.float().mean().item(), hits.numel()),

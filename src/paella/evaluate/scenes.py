@@ -187,7 +187,7 @@ def score_scenes(
     for kind, layouts in KINDS.items():
         own, swapped = (
             torch.cat(parts)
-            for parts in zip(*(_ranks(matcher, pixels, scenes, layout) for layout in layouts), strict=True)
+            for parts in zip(*(object_ranks(matcher, pixels, scenes, layout) for layout in layouts), strict=True)
         )
         if not len(own):
             continue
@@ -215,7 +215,7 @@ def score_scenes(
     return {row: rates[row] for row in ROWS if row in rates and rates[row]["n"] > 0}
 
 
-def _ranks(matcher: Matcher, pixels: Tensor, scenes: Sequence[Scene], layout: Layout) -> tuple[Tensor, Tensor]:
+def object_ranks(matcher: Matcher, pixels: Tensor, scenes: Sequence[Scene], layout: Layout) -> tuple[Tensor, Tensor]:
     """For each object of the scenes of that layout, how many other candidates match no worse: (scenes, objects).
 
     Twice: where the scene has the object, and where it has the other one of the pair.

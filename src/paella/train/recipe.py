@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES
+
 R = TypeVar("R", bound="Recipe")
 
 
@@ -17,9 +19,9 @@ class DataConfig:
     folder: str | None = None  # a folder of the user's own pictures; None = emoji scenes
     size: int = 64  # pixels, a side
     snap: int = 1  # scenes: sizes and places in multiples of this many pixels
-    jitter: int = 12  # scenes: how far each channel of a background strays from the named colour
+    jitter: int = BACKGROUND_JITTER  # scenes: how far each channel of a background strays from the named colour
     # scenes: how often there is one object in the middle, a small one, two side by side, one above another
-    shares: tuple[float, ...] = (0.4, 0.15, 0.225, 0.225)
+    shares: tuple[float, ...] = LAYOUT_SHARES
     objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
     full_captions: bool = False  # scenes: always name the background
     mirrored: float = 0.5  # scenes: share of pairs worded "B to the right of A" in place of "A to the left of B"
