@@ -329,3 +329,32 @@ def test_options_are_those_of_generate_and_no_others(tiny: Paella) -> None:
         tiny.vary(some_picture(), 1, setps=3)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="steps: must be"):
         tiny.vary(some_picture(), 1, steps=0)
+
+
+@pytest.mark.parametrize("kind", ["CMYK.tif", "P.png", "transparent palette.png", "I;16.png", "LA.png", "EXIF.jpg"])
+def test_a_file_of_any_kind_is_edited_as_the_eye_sees_it(kind: str, tiny: Paella, tmp_path: Path) -> None:
+    """An upright RGB version of it, made here in another way, comes back in the known part."""
+    mode, file = kind.split(".")[0], tmp_path / kind
+    smooth = Image.fromarray(np.tile(np.arange(0, 240, 10, dtype=np.uint8)[:, None], (1, 18)))  # 18 x 24
+    expected = smooth.convert("RGB")
+    match mode:
+        case "CMYK":  # with no colour but black
+            none = Image.new("L", smooth.size)
+            Image.merge("CMYK", [none, none, none, smooth.point(lambda level: 255 - level)]).save(file)
+        case "P":
+            smooth.convert("P").save(file)
+        case "transparent palette":  # its darkest colour is clear
+            smooth.convert("P").save(file, transparency=0)
+            expected.paste("white", (0, 0, 18, 1))
+        case "I;16":
+            Image.fromarray(np.asarray(smooth).astype(np.uint16) * 257).save(file)
+        case "LA":
+            Image.merge("LA", [smooth, Image.new("L", smooth.size, 255)]).save(file)
+        case "EXIF":  # stored on its side
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            smooth.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif, quality=100)
+    (wide,) = tiny.outpaint(file, right=5, bottom=2, steps=1)
+    assert wide.size == (23, 26)
+    known = np.asarray(wide.crop((0, 0, 18, 24)), int)
+    assert np.abs(known - np.asarray(expected, int)).max() <= (3 if mode == "EXIF" else 0)  # JPEG is not exact

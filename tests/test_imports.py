@@ -19,14 +19,16 @@ ALLOWED = {
     "logits": set(),
     "images": set(),
     "clip": set(),
+    "labels": set(),
     "blocks": {"noise"},
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
     "vqgan": {"blocks"},
-    "checkpoint": {"clip", "sampler", "unet", "vqgan"},
+    "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan"},
     "pipeline": {
-        *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan", "checkpoint", "official")
+        *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *("checkpoint", "labels", "official"),
     },
 }
 TOPS = {"cli", "serve"}  # nobody else imports these

@@ -358,7 +358,7 @@ def test_full_captions_name_the_background_and_others_nearly_always() -> None:
     named = np.mean(["teal" in scenes.caption(scene, rng) for _ in range(500)])
     assert named == pytest.approx(0.8, abs=0.07)
     assert {scenes.caption(scene, rng) for _ in range(100)} == set(scenes.captions(scene))
-    assert all("background" in Scenes(8, full_captions=True)[i][1] for i in range(60))
+    assert all("background" in Scenes(8, wording="full")[i][1] for i in range(60))
 
 
 def test_pairs_are_worded_from_either_object_as_often_as_asked() -> None:

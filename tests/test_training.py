@@ -35,13 +35,14 @@ from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN, VQGANConfig
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-SCHEMAS = {"vqgan": "VQGANRecipe", "clip": "ClipRecipe", "predictor": "PredictorRecipe"}
-STAGES = {"vqgan": "VQGANStage", "clip": "ClipStage", "predictor": "PredictorStage"}
+SCHEMAS = {"vqgan": "VQGANRecipe", "clip": "ClipRecipe", "predictor": "PredictorRecipe", "labels": "LabelRecipe"}
+STAGES = {"vqgan": "VQGANStage", "clip": "ClipStage", "predictor": "PredictorStage", "labels": "LabelStage"}
 TINY = {
     "vqgan": "ch=32 ch_mult=[1,1] num_res_blocks=1 attn_levels=[] mid_attention=false z_channels=8 embed_dim=4 "
     "n_embed=16 patch=2",
     "clip": "dim=16 width=16 heads=2 text_layers=1 vision_layers=1 vocabulary=300",
     "predictor": "c_hidden=32 c_r=8 down_levels=[1,1] up_levels=[1,1]",
+    "labels": "c_hidden=32 c_r=8 down_levels=[1,1] up_levels=[1,1]",
 }
 
 
@@ -56,6 +57,8 @@ def settings(kind: str, model: Path, output: Path, *more: str) -> list[str]:
         own += ["tokenizer_captions=50"]
     if kind == "predictor":
         own += [f"vqgan={model}", f"clip={model}", "sampler.steps=2"]
+    if kind == "labels":
+        own += [f"vqgan={model}", "sampler.steps=2", "per_place=true"]
     return [*own, f"output={output}", "batch_size=4", "log_every=1", "preview_every=1000", "data.size=16", *more]
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from paella.clip import Clip
+from paella.labels import Labels
 from paella.sampler import SamplerSettings
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
@@ -167,7 +168,7 @@ def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch
     save_module(pipeline.predictor, folder / "predictor.safetensors", dtype)
     write_json(asdict(pipeline.predictor.config), folder / "predictor.json")
     save_vqgan(pipeline.vqgan, folder, dtype)
-    pipeline.clip.save(folder / "clip", dtype)
+    pipeline.clip.save(folder if isinstance(pipeline.clip, Labels) else folder / "clip", dtype)
     # last: a folder without it is not a model, so a half-written one is refused
     write_json(
         {
@@ -199,7 +200,8 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'}: size must be a number of pixels, not {size!r}")
     if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
-    vqgan, clip, predictor = load_vqgan(folder), load_clip(folder), load_predictor(folder)
+    vqgan, predictor = load_vqgan(folder), load_predictor(folder)
+    clip = Labels.load(folder) if (folder / "labels.json").is_file() else load_clip(folder)
     if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
         raise CheckpointError(
             f"model: the parts of {folder} do not fit: the predictor is for {predictor.config.num_labels} codes and "

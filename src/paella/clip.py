@@ -86,6 +86,11 @@ class Clip:
         """The longest text that the encoder reads, in tokens, start and end included."""
         return self.model.config.text_config.max_position_embeddings
 
+    def to(self, device: torch.device) -> Clip:
+        """Moves the model to that device."""
+        self.model.to(device)
+        return self
+
     def unwhitened(self) -> Clip:
         """The same model with embeddings as the contrastive loss compares them."""
         return Clip(self.model, self.tokenizer, mean=self.mean, std=self.std)

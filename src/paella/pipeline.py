@@ -31,6 +31,7 @@ from paella.images import (
     to_tensor,
     token_mask,
 )
+from paella.labels import Labels
 from paella.sampler import SamplerSettings, guided, sample
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
@@ -59,7 +60,8 @@ class Paella:
     """A text-to-image model: token predictor, VQGAN and CLIP, with its own default settings.
 
     Args:
-        predictor, vqgan, clip: the three parts; see `from_pretrained` for the usual way to get them.
+        predictor, vqgan, clip: the three parts; see `from_pretrained` for the usual way to get them. A table of labels
+            may stand in CLIP's place: then a prompt is the name of a label.
         settings: what a call uses where it does not say otherwise.
         size: side in pixels of the pictures that the model was trained on, and the default.
         name: recorded in the metadata of its pictures.
@@ -70,7 +72,7 @@ class Paella:
         self,
         predictor: TokenPredictor,
         vqgan: VQGAN,
-        clip: Clip,
+        clip: Clip | Labels,
         settings: SamplerSettings,
         size: int,
         *,
@@ -103,7 +105,7 @@ class Paella:
         place = resolve_device(device)
         pipeline.predictor.to(place, resolve_dtype(dtype, place)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         pipeline.vqgan.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pipeline.clip.model.to(place)
+        pipeline.clip.to(place)
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -119,6 +119,20 @@ def edits(
     typer.echo(f"{output}: edits.md and edits.json, in {report['total seconds']:.0f} s")
 
 
+@app.command(cls=Command)
+def labels(
+    number: Annotated[int, typer.Option("--number", "-n", help="Pictures of each kind.", min=1)] = 100,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    model: Model = None,
+) -> None:
+    """Asks a model that was trained on labels of emoji scenes for its labels, and judges what it draws."""
+    from paella.evaluate.labels import evaluate_labels
+
+    for name, rate in evaluate_labels(load_pipeline(model), number, seed, snap=snap).items():
+        typer.echo(f"{100 * rate['rate']:5.1f} % ({100 * rate['low']:.1f}–{100 * rate['high']:.1f})  {name}")
+
+
 def _load(model: str | None, settings: dict[str, int | float]) -> Paella:
     """The pipeline, with these settings its own."""
     pipeline = load_pipeline(model)

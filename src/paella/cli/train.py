@@ -17,14 +17,21 @@ class StageName(StrEnum):
     vqgan = "vqgan"
     clip = "clip"
     predictor = "predictor"
+    labels = "labels"
 
 
-RECIPES = {StageName.vqgan: "VQGANRecipe", StageName.clip: "ClipRecipe", StageName.predictor: "PredictorRecipe"}
+RECIPES = {
+    StageName.vqgan: "VQGANRecipe",
+    StageName.clip: "ClipRecipe",
+    StageName.predictor: "PredictorRecipe",
+    StageName.labels: "LabelRecipe",
+}
 
 
 def train(
     stage: Annotated[
-        StageName, typer.Argument(help="Which of the model's three parts to train; the predictor comes last.")
+        StageName,
+        typer.Argument(help="Which part of a model to train. The predictor comes last; labels: one without CLIP."),
     ],
     recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.")],
     overrides: Annotated[

@@ -78,7 +78,7 @@ def open_data(config: DataConfig, seed: int) -> PictureData:
             snap=config.snap,
             jitter=config.jitter,
             shares=config.shares,
-            full_captions=config.full_captions,
+            wording=config.wording,  # type: ignore[arg-type]
             mirrored=config.mirrored,
             lookalike_groups=config.lookalike_groups,
         )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
-from typing import Literal
+from typing import Literal, get_args
 
 import emoji
 import numpy as np
@@ -36,6 +36,7 @@ BACKGROUND_JITTER = 12  # each channel, either way
 
 Layout = Literal["single", "small", "horizontal", "vertical"]
 LAYOUTS: tuple[Layout, ...] = ("single", "small", "horizontal", "vertical")
+Wording = Literal["any", "full", "name"]
 LAYOUT_SHARES = (0.4, 0.15, 0.225, 0.225)
 # the longer side of an object, as a share of the picture's side
 OBJECT_SIZES: dict[Layout, tuple[float, float]] = {
@@ -144,9 +145,27 @@ def render(
             for a young predictor.
         jitter: how far each channel of the background strays from the named colour, of 255.
     """
+    return _render(scene, size, rng, snap, jitter)[0]
+
+
+Layer = tuple[Image.Image, tuple[int, int]]  # an object's rendering, RGBA, and the place of its corner
+
+
+def _render(
+    scene: Scene, size: int, rng: np.random.Generator, snap: int, jitter: int
+) -> tuple[Image.Image, list[Layer]]:
+    """The picture, and the layers that lie on its background."""
     strayed = rng.integers(-jitter, jitter + 1, size=3)
     colour = np.clip(np.array(BACKGROUNDS[scene.background]) + strayed, 0, 255)
     picture = Image.new("RGB", (size, size), tuple(int(channel) for channel in colour))
+    layers = _arranged(scene, size, rng, snap)
+    for thing, place in layers:
+        picture.paste(thing, place, thing)
+    return picture, layers
+
+
+def _arranged(scene: Scene, size: int, rng: np.random.Generator, snap: int) -> list[Layer]:
+    """Size and place of each object, as the scene's layout allows."""
     half = size // 2
     rooms = {  # left, top, width and height of the room that each object has
         "single": [(0, 0, size, size)],
@@ -154,6 +173,7 @@ def render(
         "horizontal": [(0, 0, half, size), (half, 0, size - half, size)],
         "vertical": [(0, 0, size, half), (0, half, size, size - half)],
     }[scene.layout]
+    layers = []
     for name, (left, top, width, height) in zip(scene.objects, rooms, strict=True):
         low, high = (share * size for share in OBJECT_SIZES[scene.layout])
         longer_side = int(_snapped(rng.uniform(low, high), snap, low, high))
@@ -166,8 +186,8 @@ def render(
             else:
                 at = min(max(slack / 2 + rng.uniform(-OFF_CENTRE, OFF_CENTRE) * size, 0), slack)
             place.append(start + int(_snapped(at, snap, 0, slack)))
-        picture.paste(thing, (place[0], place[1]), thing)
-    return picture
+        layers.append((thing, (place[0], place[1])))
+    return layers
 
 
 def _snapped(value: float, step: int, low: float, high: float) -> float:
@@ -280,7 +300,7 @@ class Scenes:
         names: objects to draw from; by default those of the built-in model.
         snap, jitter: see `render`.
         shares: how often each of `LAYOUTS` is drawn, in proportion.
-        full_captions: leave out captions that do not name the background.
+        wording: "any" caption, or a "full" one that names the background, or the object's "name" alone, as a label.
         mirrored: share of pairs that are worded from the right or lower object.
         lookalike_groups: each run of four indices holds a scene and its three `lookalikes`.
     """
@@ -294,7 +314,7 @@ class Scenes:
         snap: int = 1,
         jitter: int = BACKGROUND_JITTER,
         shares: Sequence[float] = LAYOUT_SHARES,
-        full_captions: bool = False,
+        wording: Wording = "any",
         mirrored: float = 0.5,
         lookalike_groups: bool = False,
     ) -> None:
@@ -302,7 +322,11 @@ class Scenes:
             raise ValueError(f"shares: must be one for each of {', '.join(LAYOUTS)}, 0 or more, not {list(shares)}")
         self.size, self.seed, self.snap, self.jitter, self.shares = size, seed, snap, jitter, shares
         self.names = list(objects() if names is None else names)
-        self.full_captions, self.mirrored, self.lookalike_groups = full_captions, mirrored, lookalike_groups
+        self.wording, self.mirrored, self.lookalike_groups = wording, mirrored, lookalike_groups
+        if wording not in get_args(Wording):
+            raise ValueError(f"wording: must be one of {', '.join(get_args(Wording))}, not {wording!r}")
+        if wording == "name" and any(shares[2:]):
+            raise ValueError(f"wording: name is of one object, and shares {list(shares)} ask for pairs too")
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         scene, words, rng = self._draw(index)
@@ -320,4 +344,38 @@ class Scenes:
             scene = [scene, *lookalikes(scene, group_rng, self.names)][index % 4]
         else:
             scene = draw_scene(rng, self.names, shares=self.shares)
-        return scene, caption(scene, rng, full=self.full_captions, mirrored=self.mirrored), rng
+        if self.wording == "name":
+            return scene, scene.objects[0], rng
+        return scene, caption(scene, rng, full=self.wording == "full", mirrored=self.mirrored), rng
+
+
+class LabelMaps:
+    """Scenes with a map in place of a caption: `maps[index]` is (RGB picture, (h,w) int64 label numbers).
+
+    Args:
+        scenes: to draw from.
+        f: pixels of the picture, a side, for each place of the map; the middle one decides.
+
+    Attributes:
+        names: those of the objects.
+        labels: the names, and behind them the backgrounds.
+    """
+
+    def __init__(self, scenes: Scenes, f: int) -> None:
+        self.scenes, self.f, self.names = scenes, f, scenes.names
+        self.labels = (*scenes.names, *(f"{colour} background" for colour in BACKGROUNDS))
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        scene, _, rng = self.scenes._draw(index)
+        return self.drawn(scene, rng)
+
+    def drawn(self, scene: Scene, rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
+        """One true picture of the scene, and its map."""
+        scenes = self.scenes
+        picture, layers = _render(scene, scenes.size, rng, scenes.snap, scenes.jitter)
+        pixels = Image.new("I", picture.size, self.labels.index(f"{scene.background} background"))
+        for name, (thing, place) in zip(scene.objects, layers, strict=True):
+            covered = thing.getchannel("A").point(lambda alpha: 255 * (alpha >= 128))
+            pixels.paste(self.labels.index(name), (*place, place[0] + thing.width, place[1] + thing.height), covered)
+        middle = self.f // 2
+        return picture, np.asarray(pixels)[middle :: self.f, middle :: self.f].astype(np.int64)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paella.data.scenes import BACKGROUND_JITTER, OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects
 from paella.evaluate.matching import Matcher, ranks, rooms
+from paella.evaluate.parts import clip_of
 from paella.evaluate.scenes import object_ranks, real_pictures, wilson
 from paella.images import Box, to_tensor
 from paella.pipeline import Paella
@@ -173,7 +174,7 @@ def interpolation(pipeline: Paella, singles: Cases, frames: int = 8) -> Figures:
         row = pipeline.interpolate(ends[0], ends[1], frames, seed=seed)
         plain = [pipeline.generate(text, seed=seed)[0].tobytes() for text in ends]
         exact.append([row[0].tobytes(), row[-1].tobytes()] == plain)
-        image, text = unit_embeddings(pipeline.clip, row, ends)
+        image, text = unit_embeddings(clip_of(pipeline), row, ends)
         nearer = (image @ text.T).diff(dim=1)[:, 0]  # above 0: nearer to the end
         ordered.append(bool(nearer[: frames // 2].mean() < 0 < nearer[-(frames // 2) :].mean()))
     return {

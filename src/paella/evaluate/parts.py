@@ -14,6 +14,7 @@ from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, captio
 from paella.evaluate.metrics import by_noise_level
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
+from paella.labels import Labels
 from paella.noise import add_noise
 
 if TYPE_CHECKING:
@@ -60,12 +61,23 @@ def evaluate_parts(
     return {
         "vqgan": reconstruction_figures(pipeline.vqgan, pixels),
         "clip": {
-            "R@1": retrieval(pipeline.clip, *gallery),
+            "R@1": retrieval(clip_of(pipeline), *gallery),
             "chance": 1 / len(gallery[1]),
-            "order": pair_order(pipeline.clip, pipeline.size, seed, names),
+            "order": pair_order(clip_of(pipeline), pipeline.size, seed, names),
         },
         "predictor": predictor_figures(pipeline, pixels, [words for _, words in prompts], seed),
     }
+
+
+def clip_of(pipeline: Paella) -> Clip:
+    """The model's CLIP.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if isinstance(pipeline.clip, Labels):
+        raise ValueError("model: knows labels alone, and this asks in sentences; use paella evaluate labels")
+    return pipeline.clip
 
 
 def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float:

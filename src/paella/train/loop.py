@@ -47,8 +47,13 @@ class Stage(ABC):
     device: torch.device = torch.device("cpu")  # the loop's, set before the first step
 
     @abstractmethod
-    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
-        """Yields one loss for each module in turn; the loop updates the module before it asks for the next."""
+    def losses(self, pixels: Tensor, annotations: list[Any], step: int) -> Iterator[Loss]:
+        """Yields one loss for each module in turn; the loop updates the module before it asks for the next.
+
+        Args:
+            pixels: (B,3,H,W) in [0, 1].
+            annotations: what the data says of each picture: its caption, or a label map.
+        """
 
     @abstractmethod
     def preview(self, shipped: nn.Module) -> Image.Image:
@@ -220,11 +225,11 @@ def train(stage: Stage, recipe: Recipe) -> Path:
         batches = iter(loader) if done < recipe.steps else iter(())
         with journal.progress(done, recipe.steps) as advance:
             while step < recipe.steps:
-                pixels, captions = next(batches)
+                pixels, annotations = next(batches)
                 torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)) % 2**63)
                 metrics: dict[str, Tensor | float] = {}
                 rate = learning_rate(recipe.optimizer, step, recipe.steps)
-                for name, loss, values in _autocast(accelerator, stage.losses(pixels, captions, step)):
+                for name, loss, values in _autocast(accelerator, stage.losses(pixels, annotations, step)):
                     accelerator.backward(loss)
                     norm = accelerator.clip_grad_norm_(plain[name].parameters(), recipe.optimizer.clip)
                     for group in optimizers[name].param_groups:

@@ -23,7 +23,7 @@ class DataConfig:
     # scenes: how often there is one object in the middle, a small one, two side by side, one above another
     shares: tuple[float, ...] = LAYOUT_SHARES
     objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
-    full_captions: bool = False  # scenes: always name the background
+    wording: str = "any"  # scenes: of the captions; "full" ones name the background, a "name" is the object's alone
     mirrored: float = 0.5  # scenes: share of pairs worded "B to the right of A" in place of "A to the left of B"
     lookalike_groups: bool = False  # scenes: each with its three hard negatives
     workers: int = 0  # data loader processes

@@ -1,0 +1,114 @@
+"""Trains a predictor on labels in place of CLIP embeddings: one for each picture, or a map of them (method.md 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from paella.checkpoint import model_folder
+from paella.data import length, open_data
+from paella.images import contact_sheet
+from paella.labels import NULL, Labels, LabelsConfig
+from paella.pipeline import Paella
+from paella.train.loop import train
+from paella.train.predictor import TokenRecipe, TokenStage
+from paella.train.recipe import DataConfig
+from paella.unet import TokenPredictor
+
+
+@dataclass
+class LabelRecipe(TokenRecipe):
+    per_place: bool = False  # scenes: a map that says which object, or which background, is at each place
+    dim: int = 64  # d, the size of an embedding
+
+
+class Labelled(nn.Module):
+    """A predictor and the table of its labels: they are trained, and averaged, as one."""
+
+    def __init__(self, predictor: TokenPredictor, labels: Labels) -> None:
+        super().__init__()
+        self.predictor, self.labels = predictor, labels
+
+    def forward(self, tokens: Tensor, labels: Tensor, t: Tensor) -> Tensor:
+        """Tokens (B,h,w), label numbers (B,h',w'), t (B,) -> logits (B,N,h,w)."""
+        return self.predictor(tokens, self.labels(labels), t)
+
+
+class LabelStage(TokenStage):
+    """Each sample of the data comes with a label's name; or, per place, with a map of label numbers."""
+
+    recipe: LabelRecipe
+    data: Any  # pictures with the names of labels, or with maps
+
+    def __init__(self, recipe: LabelRecipe) -> None:
+        super().__init__(recipe)
+        if recipe.init_from is None:
+            labels = Labels(LabelsConfig(self.label_names(), recipe.dim, recipe.per_place))
+            predictor = self.new_predictor(recipe.dim)
+        else:
+            labels = Labels.load(model_folder(recipe.init_from)).train()
+            predictor = self.trained_predictor(recipe.init_from, labels.dim)
+            if (labels.config.names, labels.config.per_place) != (self.label_names(), recipe.per_place):
+                raise ValueError("init_from: its labels are not those of this recipe and its data")
+        self.modules = {"predictor": Labelled(predictor, labels)}
+        self.numbers = {name: number for number, name in enumerate(labels.config.names)}
+
+    def open_data(self, config: DataConfig, seed: int) -> Any:
+        if not self.recipe.per_place:
+            return open_data(config, seed)
+        if config.folder is not None:
+            raise ValueError("per_place: maps of labels are drawn for scenes alone, so data.folder must not be set")
+        from paella.data.scenes import LabelMaps
+
+        return LabelMaps(open_data(config, seed), self.vqgan.config.f)  # type: ignore[arg-type]
+
+    def label_names(self) -> tuple[str, ...]:
+        """Those of the scenes, or whatever the captions of a folder are."""
+        if self.recipe.per_place:
+            return self.data.labels
+        names = getattr(self.data, "names", None)
+        return tuple(names if names is not None else sorted({self.data[i][1] for i in range(length(self.data) or 0)}))
+
+    @torch.no_grad()
+    def condition(self, pixels: Tensor, annotations: Sequence[Any]) -> Tensor:
+        """(B,1,1) or, per place, (B,h,w) int64; `NULL` for a share of the samples."""
+        if self.recipe.per_place:
+            labels = torch.stack([torch.from_numpy(labels) for labels in annotations])
+        else:
+            labels = torch.tensor([self.numbers[name] for name in annotations])[:, None, None]
+        null = torch.rand(len(labels)) < self.recipe.null_share
+        return labels.masked_fill(null[:, None, None], NULL).to(pixels.device)
+
+    def pipeline(self, shipped: nn.Module) -> Paella:
+        assert isinstance(shipped, Labelled)
+        recipe, labels = self.recipe, shipped.labels
+        return Paella(
+            shipped.predictor,
+            self.vqgan,
+            labels,
+            recipe.sampler,
+            recipe.data.size,
+            name=recipe.name,
+            objects=labels.config.names,
+        )
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        assert isinstance(shipped, Labelled)
+        pipeline = self.pipeline(shipped)
+        samples = [self.data[i] for i in range(min(8, length(self.data) or 8))]
+        if not self.recipe.per_place:
+            names = [name for _, name in samples]
+            return contact_sheet(pipeline.generate(names), names)
+        f = self.vqgan.config.f
+        drawn = [pipeline.compose(shipped.labels.regions(map_, f), softness=0)[0] for _, map_ in samples]
+        return contact_sheet([picture for picture, _ in samples] + drawn, ["a picture"] * 8 + ["its map drawn"] * 8)
+
+
+def main(recipe: LabelRecipe) -> Path:
+    return train(LabelStage(recipe), recipe)
