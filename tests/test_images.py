@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from paella.images import contact_sheet, to_pictures, to_tensor
+from paella.images import contact_sheet, retouched, to_pictures, to_tensor
 
 
 def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
@@ -57,3 +57,37 @@ def test_a_contact_sheet_has_room_for_long_captions() -> None:
     white = np.asarray(short) == 255
     assert not white.all(axis=2)[70:].all()  # the words are there, below the pictures
     assert np.asarray(long)[:4].min() == 255 and np.asarray(long)[-1].min() == 255  # nothing runs over the edges
+
+
+def off_by(picture: Image.Image, levels: np.ndarray) -> Image.Image:
+    return Image.fromarray((np.asarray(picture, int) + levels).clip(0, 255).astype(np.uint8))
+
+
+def test_a_tokenizer_s_error_is_taken_from_what_is_painted_in_the_mask() -> None:
+    original = Image.new("RGB", (40, 24), (100, 120, 140))
+    mask = torch.zeros(24, 40, dtype=torch.bool)
+    mask[6:20, 10:40] = True
+    tint = np.array([7, -5, 0])
+    painted = off_by(original, tint)
+    done = np.asarray(retouched(painted, original, painted, mask))
+    assert (done[mask.numpy()] == (100, 120, 140)).all()
+    assert (done[~mask.numpy()] == np.asarray(painted)[~mask.numpy()]).all()
+    # what is painted does not matter, only how the tokenizer gives the original back
+    other = noise_pictures(1, 40, 24)[0]
+    assert retouched(other, original, original, mask).tobytes() == other.tobytes()
+
+
+def test_an_error_that_changes_along_the_border_goes_over_smoothly() -> None:
+    original = Image.new("RGB", (64, 64), "gray")
+    mask = torch.zeros(64, 64, dtype=torch.bool)
+    mask[:, 16:48] = True
+    again = off_by(original, np.where(np.arange(64) < 32, 12, -12)[None, :, None])  # left too light, right too dark
+    done = np.asarray(retouched(original, original, again, mask), int)[:, :, 0] - 128
+    assert (abs(done[:, 16] + 12) <= 3).all() and (abs(done[:, 47] - 12) <= 3).all()
+    assert np.abs(np.diff(done[:, 16:48], axis=1)).max() <= 6
+
+
+def test_where_all_is_painted_there_is_nothing_to_meet() -> None:
+    painted, original = noise_pictures(2)
+    everywhere = torch.ones(5, 7, dtype=torch.bool)
+    assert retouched(painted, original, original, everywhere) is painted

@@ -27,6 +27,7 @@ from paella.images import (
     open_picture,
     padded_to_multiple,
     region_mask,
+    retouched,
     to_pictures,
     to_tensor,
     token_mask,
@@ -518,7 +519,8 @@ class Paella:
         grid = (tokens.shape[1], tokens.shape[2])
         painted = self._draw(ability, prompts, grid, canvas, options)
         box = (x, y, x + picture.width, y + picture.height)
-        results = [composite(picture, one.crop(box), mask, feather) for one in painted]
+        again = to_pictures(self._decode(tokens))[0].crop(box)
+        results = [composite(picture, retouched(one.crop(box), picture, again, mask), mask, feather) for one in painted]
         for result, one in zip(results, painted, strict=True):
             result.info = one.info
         return results
@@ -536,6 +538,11 @@ class Paella:
     def _encode(self, picture: Image.Image) -> Tensor:
         """Tokens (1,h,w) of a picture whose sides are multiples of f."""
         return self.vqgan.encode(to_tensor([picture]).to(self.device))
+
+    @torch.inference_mode()
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Pixels (B,3,H,W) in [0, 1] of tokens (B,h,w)."""
+        return self.vqgan.decode(tokens).float().cpu()
 
     def _embed_picture(self, picture: Image.Image) -> Tensor:
         """The picture's CLIP embedding (d,)."""
@@ -578,7 +585,7 @@ class Paella:
             for step, tokens in enumerate(sample(denoise, own, settings, generators[part]), 1):
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
-            pixels.append(self.vqgan.decode(tokens).float().cpu())
+            pixels.append(self._decode(tokens))
         return torch.cat(pixels)
 
 

@@ -24,6 +24,7 @@ from paella.images import Box, to_tensor
 from paella.pipeline import Paella
 
 CASES = 1003  # last word of the random seeds
+GAP = 2  # pixels between the middle and a mask's border: just at the middle, many an object begins
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 Figures = dict[str, Any]
 
@@ -103,7 +104,8 @@ def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
         for other, picture, half in zip(strangers, singles.pictures, halves, strict=True)
     ]
     right = torch.zeros(size, size, dtype=torch.bool)
-    right[:, size // 2 :] = True
+    seam = size // 2 - GAP
+    right[:, seam:] = True
     exchanged = pairs.each(
         lambda i: pipeline.inpaint(pairs.pictures[i], right.numpy(), captions(pairs.others[i])[0], seed=pairs.seed + i)
     )
@@ -123,7 +125,8 @@ def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
         "another object asked for: found in the mask": pairs.named(
             exchanged, asked, rooms("horizontal", size)[1], "horizontal"
         ),
-        "gradient across the seam, of that beside it": _seam(exchanged),
+        "gradient across the seam, of that beside it": _seam(exchanged, seam),
+        "· in the pictures before": _seam(pairs.pictures, seam),
     }
 
 
@@ -264,11 +267,10 @@ def _unchanged(before: Image.Image, after: Image.Image, mask: Tensor) -> bool:
     return bool((np.asarray(before)[~mask.numpy()] == np.asarray(after)[~mask.numpy()]).all())
 
 
-def _seam(pictures: Sequence[Image.Image]) -> float:
-    """Mean gradient across the vertical middle, divided by that of the columns just beside it."""
+def _seam(pictures: Sequence[Image.Image], column: int) -> float:
+    """Mean gradient across the border left of a column, divided by that between the columns just beside it."""
     steps = to_tensor(pictures).diff(dim=3).abs().mean((0, 1, 2))  # of each pair of neighbouring columns
-    middle = len(steps) // 2
-    return (2 * steps[middle] / (steps[middle - 1] + steps[middle + 1])).item()
+    return (2 * steps[column - 1] / (steps[column - 2] + steps[column])).item()
 
 
 def _alike(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
