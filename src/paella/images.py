@@ -183,8 +183,9 @@ def composite(original: Image.Image, painted: Image.Image, mask: Tensor, feather
 def retouched(painted: Image.Image, original: Image.Image, again: Image.Image, mask: Tensor) -> Image.Image:
     """`painted` with its colours shifted in the mask, so that they meet the original at the mask's border.
 
-    A tokenizer gives every colour back a little off, which shows where old and new pixels touch. How far off is measured
-    in a ring of two pixels around the mask, and continued smoothly into it, as in seamless cloning (Pérez et al. 2003).
+    A tokenizer gives every colour back a little off, which shows where old and new pixels touch. The difference is
+    measured in a ring of two pixels around the mask, and continued smoothly into it, as in seamless cloning (Pérez et
+    al. 2003).
 
     Args:
         painted, original: RGB of one size.
