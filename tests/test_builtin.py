@@ -40,3 +40,10 @@ def test_pictures_of_other_prompts_are_not_named_right(builtin: Paella) -> None:
     scenes, captions = zip(*held_out_prompts(PROMPTS, "single", seed=3), strict=True)
     rotated = builtin.generate([*captions[1:], captions[0]], seed=100)
     assert score_scenes(rotated, scenes, captions)["single_top1"]["rate"] <= 0.25
+
+
+def test_the_objects_of_held_out_pairs_are_found_each_in_its_half(builtin: Paella) -> None:
+    scenes, captions = zip(*held_out_prompts(24, "pair", seed=3), strict=True)
+    scores = score_scenes(builtin.generate(captions, seed=100), scenes, captions)
+    assert scores["pair_each_top1"]["rate"] >= 0.4
+    assert scores["pair_swapped"]["rate"] <= 0.1
