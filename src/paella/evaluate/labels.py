@@ -46,7 +46,7 @@ def by_picture(pipeline: Paella, scenes: Scenes, n: int) -> dict[str, Rate]:
 
 
 def by_place(pipeline: Paella, labels: Labels, scenes: Scenes, n: int) -> dict[str, Rate]:
-    maps, f = LabelMaps(scenes, pipeline.vqgan.config.f), pipeline.vqgan.config.f
+    maps = LabelMaps(scenes, pipeline.vqgan.config.f)
     matcher, rates = Matcher(scenes.names, scenes.size), {}
     layouts: list[Layout] = ["single", "horizontal", "vertical"]
     told = []
@@ -60,7 +60,7 @@ def by_place(pipeline: Paella, labels: Labels, scenes: Scenes, n: int) -> dict[s
             picture
             for index, scene in enumerate(wanted)
             for picture in pipeline.compose(
-                labels.regions(maps.drawn(scene, rng)[1], f), softness=0, seed=scenes.seed + index
+                labels.regions(maps.drawn(scene, rng)[1], maps.f), softness=0, seed=scenes.seed + index
             )
         ]
         hits = object_ranks(matcher, to_tensor(pictures), wanted, layout)[0] == 0

@@ -56,8 +56,8 @@ class LabelStage(TokenStage):
             predictor = self.trained_predictor(recipe.init_from, labels.dim)
             if (labels.config.names, labels.config.per_place) != (self.label_names(), recipe.per_place):
                 raise ValueError("init_from: its labels are not those of this recipe and its data")
+        self.labels = labels
         self.modules = {"predictor": Labelled(predictor, labels)}
-        self.numbers = {name: number for number, name in enumerate(labels.config.names)}
 
     def open_data(self, config: DataConfig, seed: int) -> Any:
         if not self.recipe.per_place:
@@ -72,8 +72,9 @@ class LabelStage(TokenStage):
         """Those of the scenes, or whatever the captions of a folder are."""
         if self.recipe.per_place:
             return self.data.labels
-        names = getattr(self.data, "names", None)
-        return tuple(names if names is not None else sorted({self.data[i][1] for i in range(length(self.data) or 0)}))
+        if self.recipe.data.folder is None:
+            return tuple(self.data.names)
+        return tuple(sorted({captions[0] for captions in self.data.captions}))
 
     @torch.no_grad()
     def condition(self, pixels: Tensor, annotations: Sequence[Any]) -> Tensor:
@@ -81,7 +82,7 @@ class LabelStage(TokenStage):
         if self.recipe.per_place:
             labels = torch.stack([torch.from_numpy(labels) for labels in annotations])
         else:
-            labels = torch.tensor([self.numbers[name] for name in annotations])[:, None, None]
+            labels = torch.tensor([self.labels.number(name) for name in annotations])[:, None, None]
         null = torch.rand(len(labels)) < self.recipe.null_share
         return labels.masked_fill(null[:, None, None], NULL).to(pixels.device)
 
@@ -105,8 +106,7 @@ class LabelStage(TokenStage):
         if not self.recipe.per_place:
             names = [name for _, name in samples]
             return contact_sheet(pipeline.generate(names), names)
-        f = self.vqgan.config.f
-        drawn = [pipeline.compose(shipped.labels.regions(map_, f), softness=0)[0] for _, map_ in samples]
+        drawn = [pipeline.compose(shipped.labels.regions(map_, self.data.f), softness=0)[0] for _, map_ in samples]
         return contact_sheet([picture for picture, _ in samples] + drawn, ["a picture"] * 8 + ["its map drawn"] * 8)
 
 
