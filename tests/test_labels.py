@@ -201,6 +201,8 @@ def test_maps_need_scenes_and_a_start_needs_the_same_labels(tiny_model: Path, tm
     (tmp_path / "one.txt").write_text("one")
     with pytest.raises(ValueError, match=r"^per_place: "):
         make_stage(tiny_model, "per_place=true", f"data.folder={tmp_path}")
+    with pytest.raises(ValueError, match=r"^data\.wording: must be name"):
+        make_stage(tiny_model, "data.wording=full")
     named = ["data.wording=name", "data.shares=[1,0,0,0]"]
     stage = make_stage(tiny_model, *named, "data.objects=[fox,sun]")
     stage.save(stage.modules["predictor"], tmp_path / "model")

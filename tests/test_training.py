@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from torch.optim import AdamW
 
 from paella import checkpoint
@@ -28,7 +29,7 @@ from paella.data.scenes import Scene, held_out
 from paella.train import clip as clip_training
 from paella.train import loop
 from paella.train.loop import Average, Stage, learning_rate, load_checkpoint, parameter_groups, save_checkpoint
-from paella.train.predictor import clean_regions
+from paella.train.predictor import SmoothedCrossEntropy, clean_regions
 from paella.train.recipe import DataConfig, OptimizerConfig, Recipe, load_recipe
 from paella.train.vqgan import reconstruction_figures
 from paella.unet import TokenPredictor
@@ -452,6 +453,23 @@ def test_a_finished_run_is_not_trained_again(tiny_model: Path, pictures: Path, t
 
 
 # --- the predictor ---
+
+
+def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, weights = 4 * torch.randn(6, 9, generator=generator), torch.rand(6, generator=generator)
+    labels = torch.randint(9, (6,), generator=generator)
+    losses, gradients = [], []
+    for loss_of in (
+        lambda x: SmoothedCrossEntropy.apply(x, labels, 0.1),
+        lambda x: functional.cross_entropy(x, labels, label_smoothing=0.1, reduction="none"),
+    ):
+        rows = logits.clone().requires_grad_()
+        losses.append(loss_of(rows))
+        (losses[-1] * weights).sum().backward()
+        gradients.append(rows.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:

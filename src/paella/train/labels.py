@@ -61,6 +61,8 @@ class LabelStage(TokenStage):
 
     def open_data(self, config: DataConfig, seed: int) -> Any:
         if not self.recipe.per_place:
+            if config.folder is None and config.wording != "name":
+                raise ValueError(f"data.wording: must be name, as a scene's label is its object, not {config.wording!r}")
             return open_data(config, seed)
         if config.folder is not None:
             raise ValueError("per_place: maps of labels are drawn for scenes alone, so data.folder must not be set")

@@ -145,6 +145,11 @@ def load_checkpoint(
                 states.setdefault(int(index), {})[key] = value
             groups = optimizers[part].state_dict()["param_groups"]
             optimizers[part].load_state_dict({"state": states, "param_groups": groups})
+            # the fused update reads moments in the order of the parameter's memory, so they must be laid out alike
+            for parameter, state in optimizers[part].state.items():
+                for key, value in state.items():
+                    if value.shape == parameter.shape:
+                        state[key] = torch.empty_like(parameter).copy_(value)
         for name, value in _below(tensors, "average/").items():
             average.tensors[name].copy_(value)
     except (RuntimeError, KeyError) as error:
@@ -197,7 +202,12 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     stage.device = accelerator.device
     plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
     optimizers: dict[str, Optimizer] = {
-        name: AdamW(parameter_groups(module, recipe.optimizer), recipe.optimizer.learning_rate, recipe.optimizer.betas)
+        name: AdamW(
+            parameter_groups(module, recipe.optimizer),
+            recipe.optimizer.learning_rate,
+            recipe.optimizer.betas,
+            fused=True,
+        )
         for name, module in plain.items()
     }
     for name, module in plain.items():
