@@ -497,9 +497,11 @@ def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:
 
 
 def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: Path) -> None:
-    stage: Any = make_stage("predictor", tiny_model, "null_share=0.2", "image_share=0.5")
+    stage: Any = make_stage("predictor", tiny_model, "image_share=0.5")
     pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
-    condition = stage.condition(pixels, captions)
+    null = torch.arange(200) % 5 == 0
+    condition = stage.condition(pixels, captions, null)
+    assert torch.equal(condition.eq(0).all(1), null)
     kinds = {
         "null": torch.zeros_like(condition),
         "image": stage.clip.embed_images(pixels),
@@ -508,6 +510,24 @@ def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: 
     share = {name: (condition - own).abs().amax(1).lt(1e-4).float().mean().item() for name, own in kinds.items()}
     assert sum(share.values()) == pytest.approx(1)
     assert share == pytest.approx({"null": 0.2, "image": 0.4, "text": 0.4}, abs=0.12)
+
+
+def test_null_conditions_have_their_share_and_another_where_a_region_is_clean(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: Any = make_stage("predictor", tiny_model, "null_share=0.2", "region_share=0.5", "region_null_share=0.6")
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 200)
+    asked = []
+
+    def condition(pixels: torch.Tensor, captions: list[str], null: torch.Tensor) -> torch.Tensor:
+        asked.append(null)
+        return torch.zeros(len(captions), stage.clip.dim)
+
+    monkeypatch.setattr(stage, "condition", condition)
+    for share, expected in ((0, 0.2), (1, 0.6), (0.5, 0.4)):
+        stage.recipe.region_share = share
+        next(stage.losses(pixels, captions, 0))
+        assert asked[-1].float().mean().item() == pytest.approx(expected, abs=0.09)
 
 
 def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Path) -> None:
@@ -538,6 +558,14 @@ def test_clean_regions_are_rectangles_or_all_but_one() -> None:
     assert np.mean(outside) > 0.4 and np.mean(inside) > 0.4
     assert masks.float().mean((0,)).min() > 0.2  # every place may be clean, and noisy
     assert masks.float().mean((0,)).max() < 0.8
+
+
+def test_many_clean_regions_are_stripes_or_halves() -> None:
+    torch.manual_seed(0)
+    masks = clean_regions(400, 5, 7, share=1.0)
+    as_wide = (masks == masks[:, :, :1]).all(2).all(1)
+    as_high = (masks == masks[:, :1]).all(1).all(1)
+    assert as_wide.float().mean() > 0.2 and as_high.float().mean() > 0.2
 
 
 def test_clean_regions_have_their_share() -> None:

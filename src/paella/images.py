@@ -180,22 +180,25 @@ def composite(original: Image.Image, painted: Image.Image, mask: Tensor, feather
     return Image.fromarray(blend.round().astype(np.uint8))
 
 
-def retouched(painted: Image.Image, original: Image.Image, again: Image.Image, mask: Tensor) -> Image.Image:
+ALIKE = 32  # of 255: two pixels that differ by more do not show the same thing
+
+
+def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
     """`painted` with its colours shifted in the mask, so that they meet the original at the mask's border.
 
     A tokenizer gives every colour back a little off, which shows where old and new pixels touch. The difference is
-    measured in a ring of two pixels around the mask, and continued smoothly into it, as in seamless cloning (Pérez et
-    al. 2003).
+    measured in a ring of two pixels around the mask, where both show the same thing, and continued smoothly into it,
+    as in seamless cloning (Pérez et al. 2003).
 
     Args:
-        painted, original: RGB of one size.
-        again: the original as the tokenizer gives it back.
+        painted, original: RGB of one size; `painted` goes on beyond the mask, where it is about as the original.
         mask: (H,W) bool, True where `painted` will be seen.
     """
     ring = (F.max_pool2d(mask[None].float(), 5, stride=1, padding=2)[0] > 0) & ~mask
+    off = torch.from_numpy(np.asarray(original, np.float32) - np.asarray(painted)).permute(2, 0, 1)
+    ring &= off.abs().amax(0) <= ALIKE
     if not ring.any():
         return painted
-    off = torch.from_numpy(np.asarray(original, np.float32) - np.asarray(again)).permute(2, 0, 1)
     shift = _continued(off * ring, ring[None].float()).permute(1, 2, 0).numpy()
     return Image.fromarray(
         (np.asarray(painted) + shift * mask[:, :, None].numpy()).round().clip(0, 255).astype(np.uint8)

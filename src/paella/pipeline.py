@@ -519,8 +519,7 @@ class Paella:
         grid = (tokens.shape[1], tokens.shape[2])
         painted = self._draw(ability, prompts, grid, canvas, options)
         box = (x, y, x + picture.width, y + picture.height)
-        again = to_pictures(self._decode(tokens))[0].crop(box)
-        results = [composite(picture, retouched(one.crop(box), picture, again, mask), mask, feather) for one in painted]
+        results = [composite(picture, retouched(one.crop(box), picture, mask), mask, feather) for one in painted]
         for result, one in zip(results, painted, strict=True):
             result.info = one.info
         return results

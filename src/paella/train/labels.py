@@ -62,7 +62,7 @@ class LabelStage(TokenStage):
     def open_data(self, config: DataConfig, seed: int) -> Any:
         if not self.recipe.per_place:
             if config.folder is None and config.wording != "name":
-                raise ValueError(f"data.wording: must be name, as a scene's label is its object, not {config.wording!r}")
+                raise ValueError(f"data.wording: must be name: a scene's label is its object, not {config.wording!r}")
             return open_data(config, seed)
         if config.folder is not None:
             raise ValueError("per_place: maps of labels are drawn for scenes alone, so data.folder must not be set")
@@ -79,13 +79,12 @@ class LabelStage(TokenStage):
         return tuple(sorted({captions[0] for captions in self.data.captions}))
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, annotations: Sequence[Any]) -> Tensor:
-        """(B,1,1) or, per place, (B,h,w) int64; `NULL` for a share of the samples."""
+    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor) -> Tensor:
+        """(B,1,1) or, per place, (B,h,w) int64; `NULL` where `null` is True."""
         if self.recipe.per_place:
             labels = torch.stack([torch.from_numpy(labels) for labels in annotations])
         else:
             labels = torch.tensor([self.labels.number(name) for name in annotations])[:, None, None]
-        null = torch.rand(len(labels)) < self.recipe.null_share
         return labels.masked_fill(null[:, None, None], NULL).to(pixels.device)
 
     def pipeline(self, shipped: nn.Module) -> Paella:

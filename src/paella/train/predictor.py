@@ -32,7 +32,8 @@ class TokenRecipe(Recipe):
     model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
     vqgan: str = "builtin"  # a model folder that holds a VQGAN
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
-    region_share: float = 0.15  # samples of which a random region stays clean, as in- and outpainting find it
+    region_share: float = 0.3  # samples of which a random region stays clean, as in- and outpainting find it
+    region_null_share: float = 0.5  # of these, samples that see the null condition: inpainting without a prompt
     label_smoothing: float = 0.1
     name: str = "paella"  # recorded in the metadata of the model's pictures
     sampler: SamplerSettings = field(default_factory=SamplerSettings)  # the finished model's defaults
@@ -45,9 +46,13 @@ class PredictorRecipe(TokenRecipe):
 
 
 def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
-    """(B,h,w) bool: for that share of the batch, a random rectangle or all but one; for the others nothing."""
-    corners = torch.rand(batch, 2, 2).sort(dim=-1).values * torch.tensor([height, width])[:, None]
-    low, high = corners.floor().long().unbind(-1)  # (B,2) each
+    """(B,h,w) bool: for that share of the batch, a random rectangle or all but one; for the others nothing.
+
+    Each side of a rectangle is at the grid's edge as often as not, so stripes and halves are frequent.
+    """
+    edges = torch.tensor([[0, height - 1], [0, width - 1]])
+    corners = (torch.rand(batch, 2, 2).sort(dim=-1).values * torch.tensor([height, width])[:, None]).floor().long()
+    low, high = torch.where(torch.rand(batch, 2, 2) < 0.5, edges, corners).unbind(-1)  # (B,2) each
     rows, columns = torch.arange(height), torch.arange(width)
     inside_rows = (rows >= low[:, :1]) & (rows <= high[:, :1])
     inside_columns = (columns >= low[:, 1:]) & (columns <= high[:, 1:])
@@ -126,19 +131,21 @@ class TokenStage(Stage):
         return predictor
 
     @abstractmethod
-    def condition(self, pixels: Tensor, annotations: Sequence[Any]) -> Tensor:
-        """What the predictor is given beside the noisy tokens, for each sample."""
+    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor) -> Tensor:
+        """What the predictor is given beside the noisy tokens: nothing where `null` (B,) bool is True."""
 
     def losses(self, pixels: Tensor, annotations: Sequence[Any], step: int) -> Iterator[Loss]:
         recipe, device = self.recipe, pixels.device
         self.vqgan.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         u = self.vqgan.encode(pixels)
         batch, height, width = u.shape
-        condition = self.condition(pixels, annotations)
+        regions = clean_regions(batch, height, width, recipe.region_share)
+        null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
+        condition = self.condition(pixels, annotations, torch.rand(batch) < null_share)
         t = torch.rand(batch).to(device)
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
         noisy = add_noise(u, t, noise, torch.rand(u.shape).to(device))
-        noisy = torch.where(clean_regions(batch, height, width, recipe.region_share).to(device), u, noisy)
+        noisy = torch.where(regions.to(device), u, noisy)
         logits = self.modules["predictor"](noisy, condition, t)
         rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).float()  # contiguous: a softmax far faster
         each = SmoothedCrossEntropy.apply(rows, u.flatten(), recipe.label_smoothing).view(batch, -1).mean(1)
@@ -173,15 +180,14 @@ class PredictorStage(TokenStage):
         self.modules = {"predictor": predictor}
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, captions: Sequence[str]) -> Tensor:
-        """(B,d): the caption's embedding; the picture's own, or the null condition, for a share of the samples."""
+    def condition(self, pixels: Tensor, captions: Sequence[str], null: Tensor) -> Tensor:
+        """(B,d): the caption's embedding, or for a share of the samples the picture's; zero where `null` is True."""
         self.clip.to(pixels.device)
         condition = self.clip.embed_text(captions).float()
         chosen = (torch.rand(len(captions)) < self.recipe.image_share).nonzero()[:, 0].to(pixels.device)
         if len(chosen):
             condition[chosen] = self.clip.embed_images(pixels[chosen]).float()
-        null = (torch.rand(len(captions)) < self.recipe.null_share).to(pixels.device)
-        return condition * ~null[:, None]
+        return condition * ~null[:, None].to(pixels.device)
 
     def pipeline(self, shipped: nn.Module) -> Paella:
         assert isinstance(shipped, TokenPredictor)
