@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from paella.data.scenes import captions, objects, render
+from paella.data.scenes import LAYOUTS, captions, objects, render
 from paella.evaluate.edits import Cases, evaluate_edits, format_edits, inpainting
 from paella.pipeline import Paella
 
@@ -31,8 +31,8 @@ class Painter:
 
 @pytest.mark.parametrize("works", [True, False])
 def test_inpainting_is_judged_by_what_is_in_the_mask(works: bool) -> None:
-    singles = Cases.draw("single", 6, 64, 0, NAMES, snap=4)
-    pairs = Cases.draw("horizontal", 6, 64, 0, NAMES, snap=4)
+    singles = Cases.draw(["single"], 6, 64, 0, NAMES, snap=4)
+    pairs = Cases.draw(["horizontal"], 6, 64, 0, NAMES, snap=4)
     answers = {
         captions(other)[0]: render(other, 64, np.random.default_rng(index), snap=4)
         for index, other in enumerate(pairs.others)
@@ -45,12 +45,13 @@ def test_inpainting_is_judged_by_what_is_in_the_mask(works: bool) -> None:
 
 
 def test_cases_ask_for_another_object_in_the_last_place() -> None:
-    for layout in ("single", "horizontal"):
-        cases = Cases.draw(layout, 10, 64, 3, NAMES)  # type: ignore[arg-type]
+    for layouts in (["single"], ["horizontal"], LAYOUTS):
+        cases = Cases.draw(layouts, 10, 64, 3, NAMES)  # type: ignore[arg-type]
+        assert {scene.layout for scene in cases.scenes} <= set(layouts)
         for scene, other in zip(cases.scenes, cases.others, strict=True):
             assert scene.objects[:-1] == other.objects[:-1] and scene.objects[-1] != other.objects[-1]
             assert len(set(other.objects)) == len(other.objects)
-        assert cases.named(cases.pictures, [s.objects[0] for s in cases.scenes])["n"] == 10
+        assert cases.hits(cases.pictures, [s.objects[0] for s in cases.scenes]).shape == (10,)
 
 
 def test_every_ability_is_reported(tiny: Paella) -> None:

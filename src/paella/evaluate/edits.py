@@ -16,10 +16,20 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUND_JITTER, OBJECT_SIZES, Layout, Scene, captions, draw_scene, held_out, objects
+from paella.data.scenes import (
+    BACKGROUND_JITTER,
+    LAYOUTS,
+    OBJECT_SIZES,
+    Layout,
+    Scene,
+    captions,
+    draw_scene,
+    held_out,
+    objects,
+)
 from paella.evaluate.matching import Matcher, ranks, rooms
 from paella.evaluate.parts import clip_of
-from paella.evaluate.scenes import object_ranks, real_pictures, wilson
+from paella.evaluate.scenes import object_ranks, real_pictures, share
 from paella.images import Box, to_tensor
 from paella.pipeline import Paella
 
@@ -49,7 +59,7 @@ class Cases:
     @classmethod
     def draw(
         cls,
-        layout: Layout,
+        layouts: Sequence[Layout],
         n: int,
         size: int,
         seed: int,
@@ -57,17 +67,16 @@ class Cases:
         snap: int = 1,
         jitter: int = BACKGROUND_JITTER,
     ) -> Cases:
-        """`n` scenes of that layout; pairs are held-out ones before and after the exchange."""
+        """`n` scenes of those layouts; pairs are held-out ones before and after the exchange."""
         names = list(objects() if names is None else names)
         scenes, others = [], []
+
+        def kept(scene: Scene) -> bool:
+            return len(scene.objects) == 1 or held_out(scene)
+
         for index in range(n):
-            rng = np.random.default_rng((seed, index, len(layout), CASES))
-            pair = layout in ("horizontal", "vertical")
-
-            def kept(scene: Scene, pair: bool = pair) -> bool:
-                return not pair or held_out(scene)
-
-            scene = draw_scene(rng, names, layouts=[layout], accept=kept)
+            rng = np.random.default_rng((seed, index, sum(map(len, layouts)), CASES))
+            scene = draw_scene(rng, names, layouts=layouts, accept=kept)
             others_of_it = [replace(scene, objects=(*scene.objects[:-1], name)) for name in names]
             fitting = [one for one in others_of_it if len({*scene.objects, *one.objects}) > len(scene.objects)]
             fitting = [one for one in fitting if kept(one)] or fitting
@@ -79,14 +88,13 @@ class Cases:
     def __len__(self) -> int:
         return len(self.scenes)
 
-    def named(
+    def hits(
         self, pictures: Sequence[Image.Image], asked: Sequence[str], room: Box | None = None, layout: Layout = "single"
-    ) -> Figures:
-        """How often the object asked for matches best of all, in that room of the pictures."""
+    ) -> Tensor:
+        """(B,) bool: whether the object asked for matches best of all, in that room of the pictures."""
         scores = self.matcher.scores(to_tensor(pictures), room, OBJECT_SIZES[layout])
         right = torch.tensor([self.matcher.names.index(name) for name in asked])
-        hits = ranks(scores, right) == 0
-        return dict(wilson(hits.float().mean().item(), len(hits)))
+        return ranks(scores, right) == 0
 
     def each(self, edit: Callable[[int], list[Image.Image]]) -> list[Image.Image]:
         return [picture for index in range(len(self)) for picture in edit(index)]
@@ -119,11 +127,11 @@ def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
     ]
     asked = [scene.objects[1] for scene in pairs.others]
     return {
-        "pixels outside the mask identical": wilson(float(np.mean(same)), len(same)),
-        "half an object masked, no prompt: the object found": singles.named(completed, own),
-        "· an unrelated picture pasted into the half": singles.named(pasted, own),
-        "another object asked for: found in the mask": pairs.named(
-            exchanged, asked, rooms("horizontal", size)[1], "horizontal"
+        "pixels outside the mask identical": share(same),
+        "half an object masked, no prompt: the object found": share(singles.hits(completed, own)),
+        "· an unrelated picture pasted into the half": share(singles.hits(pasted, own)),
+        "another object asked for: found in the mask": share(
+            pairs.hits(exchanged, asked, rooms("horizontal", size)[1], "horizontal")
         ),
         "gradient across the seam, of that beside it": _seam(exchanged, seam),
         "· in the pictures before": _seam(pairs.pictures, seam),
@@ -151,8 +159,10 @@ def outpainting(pipeline: Paella, singles: Cases) -> Figures:
         same.append(wide.crop((x, y, x + size, y + size)).tobytes() == picture.tobytes())
         new.append(wide.crop(box))
     return {
-        "known pixels identical": wilson(float(np.mean(same)), len(same)),
-        "the object asked for found in the new part": singles.named(new, [one.objects[0] for one in singles.others]),
+        "known pixels identical": share(same),
+        "the object asked for found in the new part": share(
+            singles.hits(new, [one.objects[0] for one in singles.others])
+        ),
     }
 
 
@@ -162,7 +172,9 @@ def variations(pipeline: Paella, singles: Cases) -> Figures:
     one, two = (to_tensor(pictures[start::2]) for start in (0, 1))
     again = (to_tensor(pipeline.reconstruct(singles.pictures)) - to_tensor(singles.pictures)).abs().mean()
     return {
-        "the source's object found": singles.named(pictures, [s.objects[0] for s in singles.scenes for _ in "ab"]),
+        "the source's object found": share(
+            singles.hits(pictures, [scene.objects[0] for scene in singles.scenes for _ in "ab"])
+        ),
         "distance between two, of that of re-encoding": ((one - two).abs().mean() / again).item(),
     }
 
@@ -181,39 +193,48 @@ def interpolation(pipeline: Paella, singles: Cases, frames: int = 8) -> Figures:
         nearer = (image @ text.T).diff(dim=1)[:, 0]  # above 0: nearer to the end
         ordered.append(bool(nearer[: frames // 2].mean() < 0 < nearer[-(frames // 2) :].mean()))
     return {
-        "first and last frame are the plain pictures": wilson(float(np.mean(exact)), len(exact)),
-        "each half nearer to its end in CLIP space": wilson(float(np.mean(ordered)), len(ordered)),
+        "first and last frame are the plain pictures": share(exact),
+        "each half nearer to its end in CLIP space": share(ordered),
     }
 
 
-def structural_editing(pipeline: Paella, singles: Cases) -> Figures:
-    """Each picture under the prompt of another object, over strengths."""
-    texts = [captions(other)[0] for other in singles.others]
-    asked = [other.objects[0] for other in singles.others]
-    unrelated = pipeline.generate([*texts[1:], texts[0]], seed=singles.seed + 10_000)
-    figures: Figures = {"correlation with an unrelated picture, 8 x 8": _alike(singles.pictures, unrelated)}
+def structural_editing(pipeline: Paella, scenes: Cases) -> Figures:
+    """Each picture under the prompt of another object, of one of the two in a pair, over strengths."""
+    texts = [captions(other)[0] for other in scenes.others]
+    unrelated = pipeline.generate([*texts[1:], texts[0]], seed=scenes.seed + 10_000)
+    figures: Figures = {"correlation with an unrelated picture, 8 x 8": _alike(scenes.pictures, unrelated)}
     for strength in STRENGTHS:
-        edited = singles.each(
+        edited = scenes.each(
             lambda i, strength=strength: pipeline.restyle(  # type: ignore[misc]
-                singles.pictures[i], texts[i], strength=strength, seed=singles.seed + i
+                scenes.pictures[i], texts[i], strength=strength, seed=scenes.seed + i
             )
         )
-        figures[f"strength {strength}: the object asked for found"] = singles.named(edited, asked)
-        figures[f"strength {strength}: correlation with the source, 8 x 8"] = _alike(singles.pictures, edited)
+        pixels = to_tensor(edited)
+        hits = torch.cat(
+            [object_ranks(scenes.matcher, pixels, scenes.others, layout)[0][:, -1] == 0 for layout in LAYOUTS]
+        )
+        figures[f"strength {strength}: the object asked for found"] = share(hits)
+        figures[f"strength {strength}: correlation with the source, 8 x 8"] = _alike(scenes.pictures, edited)
     return figures
 
 
 def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
-    """Two prompts, two halves."""
+    """Two prompts, two halves, each of the size that the model knows."""
+    size = pipeline.size
     pictures = []
     for index, scene in enumerate(pairs.scenes):
-        texts = [captions(replace(scene, objects=(name,), layout="small"))[0] for name in scene.objects]
+        texts = [captions(replace(scene, objects=(name,), layout="single"))[0] for name in scene.objects]
         regions = list(zip(texts, ("left", "right"), strict=True))
-        pictures += pipeline.compose(regions, seed=pairs.seed + index)
-    hits = object_ranks(pairs.matcher, to_tensor(pictures), pairs.scenes, "horizontal")[0] == 0
+        pictures += pipeline.compose(regions, size=(size, 2 * size), seed=pairs.seed + index)
+    found = [
+        pairs.hits(
+            [picture.crop((x, 0, x + size, size)) for picture in pictures], [one.objects[side] for one in pairs.scenes]
+        )
+        for side, x in enumerate((0, size))
+    ]
     return {
-        "both objects, each in its half": wilson(hits.all(1).float().mean().item(), len(hits)),
-        "· each object alone": wilson(hits.float().mean().item(), hits.numel()),
+        "both objects, each in its half": share(found[0] & found[1]),
+        "· each object alone": share(torch.cat(found)),
     }
 
 
@@ -227,15 +248,16 @@ def evaluate_edits(
     jitter: int = BACKGROUND_JITTER,
 ) -> dict[str, Figures]:
     """Every ability on `n` cases: {ability: {figure: a rate with its interval, or a number}}."""
-    singles, pairs = (
-        Cases.draw(layout, n, pipeline.size, seed, names, snap, jitter) for layout in ("single", "horizontal")
+    singles, pairs, scenes = (
+        Cases.draw(layouts, n, pipeline.size, seed, names, snap, jitter)
+        for layouts in (("single",), ("horizontal",), LAYOUTS)
     )
     return {
         "inpaint": inpainting(pipeline, singles, pairs),
         "outpaint": outpainting(pipeline, singles),
         "vary": variations(pipeline, singles),
         "interpolate": interpolation(pipeline, singles),
-        "restyle": structural_editing(pipeline, singles),
+        "restyle": structural_editing(pipeline, scenes),
         "compose": multi_conditioning(pipeline, pairs),
     }
 

@@ -194,24 +194,22 @@ def score_scenes(
         for k in (1, 5):
             hits = own < k  # (scenes, objects in a scene)
             if kind == "pair":
-                rates[f"pair_both_top{k}"] = _share(hits.all(1))
-                rates[f"pair_each_top{k}"] = _share(hits.flatten())
+                rates[f"pair_both_top{k}"] = share(hits.all(1))
+                rates[f"pair_each_top{k}"] = share(hits.flatten())
             else:
-                rates[f"{kind}_top{k}"] = _share(hits[:, 0])
+                rates[f"{kind}_top{k}"] = share(hits[:, 0])
         if kind == "pair":
-            rates["pair_swapped"] = _share((swapped < 1).all(1))
+            rates["pair_swapped"] = share((swapped < 1).all(1))
         told = [
             told == scene.background
             for told, scene, words in zip(backgrounds, scenes, captions, strict=True)
             if scene.layout in layouts and "background" in words
         ]
-        rates[f"background_{kind}"] = _share(told)
+        rates[f"background_{kind}"] = share(told)
         all_told += told
-    rates["background"] = _share(all_told)
+    rates["background"] = share(all_told)
     for k in (1, 5):
-        rates[f"object_top{k}"] = _mixed(
-            {kind: rates.get(f"{kind}_top{k}", _share([])) for kind in ("single", "small")}
-        )
+        rates[f"object_top{k}"] = _mixed({kind: rates.get(f"{kind}_top{k}", share([])) for kind in ("single", "small")})
     return {row: rates[row] for row in ROWS if row in rates and rates[row]["n"] > 0}
 
 
@@ -228,7 +226,8 @@ def object_ranks(matcher: Matcher, pixels: Tensor, scenes: Sequence[Scene], layo
     return ranks(scores, right), ranks(scores, right.flip(1))
 
 
-def _share(hits: Sequence[bool] | Tensor) -> Rate:
+def share(hits: Sequence[bool] | Tensor) -> Rate:
+    """How many are True, as a rate with its interval."""
     return wilson(float(sum(hits)) / max(len(hits), 1), len(hits))
 
 
@@ -238,7 +237,7 @@ def _mixed(rates: dict[Layout, Rate]) -> Rate:
     shares /= shares.sum()
     counts = np.array([rate["n"] for rate in rates.values()])
     if not counts.all():
-        return _share([])
+        return share([])
     # unequal weights make some prompts count less: the interval is that of so many equal ones
     effective = 1 / (shares**2 / counts).sum()
     return wilson(float(shares @ [rate["rate"] for rate in rates.values()]), float(effective))
