@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Sampler
 from paella.images import to_tensor
 
 if TYPE_CHECKING:
+    from paella.data.folder import Folder
+    from paella.data.scenes import Scenes
     from paella.train.recipe import DataConfig
 
 
@@ -28,9 +30,10 @@ def length(data: PictureData) -> int | None:
 
 
 class Stream(Sampler[int]):
-    """Indices from position `start` on, for ever: 0, 1, 2 … of an endless data set, shuffled epochs of a finite one.
+    """Numbers from position `start` on, for ever: 0, 1, 2 … of an endless data set, shuffled epochs of a finite one.
 
-    Position alone decides what comes next, so a resumed run sees what an uninterrupted one would have seen.
+    In epoch e, picture i of n has the number e·n + i (`Epochs`). Position alone decides what comes next, so a resumed
+    run sees what an uninterrupted one would have seen.
     """
 
     def __init__(self, length: int | None, seed: int, start: int = 0) -> None:
@@ -45,8 +48,19 @@ class Stream(Sampler[int]):
                 continue
             epoch, offset = divmod(position, self.length)
             order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
-            yield from order[offset:]
+            yield from (epoch * self.length + index for index in order[offset:])
             position = (epoch + 1) * self.length
+
+
+class Epochs:
+    """A folder read again and again: number e·n + i is picture i of n, with the caption whose turn it is in epoch e."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder = folder
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, str]:
+        epoch, index = divmod(number, len(self.folder))
+        return self.folder.draw(index, epoch)
 
 
 def collate(samples: Sequence[tuple[Image.Image, str]]) -> tuple[Tensor, list[str]]:
@@ -55,7 +69,7 @@ def collate(samples: Sequence[tuple[Image.Image, str]]) -> tuple[Tensor, list[st
     return to_tensor(pictures), list(captions)
 
 
-def open_data(config: DataConfig, seed: int) -> PictureData:
+def open_data(config: DataConfig, seed: int) -> Folder | Scenes:
     """The data set that a recipe asks for."""
     if config.folder is not None:
         from paella.data.folder import Folder
@@ -95,7 +109,7 @@ def _own_process_group(worker: int) -> None:
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
     """An endless loader of (pixels, captions) batches, from sample number `start` on."""
     return DataLoader(
-        data,  # type: ignore[arg-type]
+        data if length(data) is None else Epochs(data),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=Stream(length(data), seed, start),
         collate_fn=collate,

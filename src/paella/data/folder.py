@@ -13,7 +13,6 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from paella.images import as_rgb
@@ -25,7 +24,7 @@ CAPTIONS_FILE = "captions.jsonl"
 class Folder:
     """The data set: `folder[index]` is (RGB picture of `size` x `size` pixels, caption), index in 0 ... len - 1.
 
-    Pictures are ordered by their path. A picture with several captions gives its first one; `draw` gives any of them.
+    Pictures are ordered by their path. A picture with several captions gives its first one; `draw` gives the others.
     Hidden files and folders (their names begin with a dot) are passed over. Every picture is decoded once here, so
     that a broken one shows now and not in the middle of a training run.
 
@@ -70,8 +69,8 @@ class Folder:
         """
         return self.draw(index)
 
-    def draw(self, index: int, rng: np.random.Generator | None = None) -> tuple[Image.Image, str]:
-        """The picture and one of its captions: the first, or with `rng` any, each as likely as the others.
+    def draw(self, index: int, turn: int = 0) -> tuple[Image.Image, str]:
+        """The picture and one of its captions: the first in turn 0, then each of the others, and so on.
 
         Raises:
             IndexError, OSError: as `folder[index]`.
@@ -79,7 +78,7 @@ class Folder:
         if not 0 <= index < len(self):
             raise IndexError(f"index {index} is outside 0 ... {len(self) - 1}")
         wordings = self.captions[index]
-        return read_picture(self.files[index], self.size), wordings[0 if rng is None else rng.integers(len(wordings))]
+        return read_picture(self.files[index], self.size), wordings[turn % len(wordings)]
 
     def _add(self, file: Path, listed: list[str]) -> None:
         """Takes the picture in, or notes why it cannot be used."""

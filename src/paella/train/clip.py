@@ -13,7 +13,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella.clip import Clip, Whitening
-from paella.data import PictureData, collate, length, open_data
+from paella.data import collate, length, open_data
+from paella.data.folder import Folder
+from paella.data.scenes import Scenes, hard_scenes
 from paella.images import contact_sheet
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import DataConfig, Recipe
@@ -182,10 +184,11 @@ class ClipStage(Stage):
         return Whitening.fit(torch.cat(unit_embeddings(self.clip, pictures, captions)))
 
 
-def _captions(data: PictureData, count: int) -> list[str]:
-    """Captions of the data, without drawing the pictures where the data can say them alone."""
-    say = getattr(data, "caption", lambda index: data[index][1])
-    return [say(index) for index in range(min(count, length(data) or count))]
+def _captions(data: Folder | Scenes, count: int) -> list[str]:
+    """So many captions of scenes, or all of a folder, without drawing or reading the pictures."""
+    if isinstance(data, Scenes):
+        return [data.caption(index) for index in range(count)]
+    return [caption for captions in data.captions for caption in captions]
 
 
 def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list[str]]:
@@ -194,8 +197,6 @@ def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list
         data = open_data(config, seed)
         samples = [data[i] for i in range(min(GALLERY, length(data) or GALLERY))]
     else:
-        from paella.data.scenes import hard_scenes
-
         samples = list(hard_scenes(GALLERY, config.size, seed, config.objects))
     pictures, captions = zip(*samples, strict=True)
     return list(pictures), list(captions)
