@@ -25,10 +25,13 @@ ALLOWED = {
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
     "vqgan": {"blocks"},
-    "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan"},
+    "baselines.transformer": {"blocks"},
+    "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
+    "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
+    "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "pipeline": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "labels", "official"),
+        *("checkpoint", "labels", "method", "official"),
     },
 }
 TOPS = {"cli", "serve"}  # nobody else imports these

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from paella.baselines.transformer import TransformerConfig, TransformerPredictor
 from paella.clip import Clip
 from paella.labels import Labels
 from paella.sampler import SamplerSettings
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from paella.pipeline import Paella
 
 FORMAT = 1
+Predictor = TokenPredictor | TransformerPredictor
+# by the name that predictor.json has; one without a name is a U-Net
+ARCHITECTURES = {"unet": (UNetConfig, TokenPredictor), "transformer": (TransformerConfig, TransformerPredictor)}
 C = TypeVar("C")
 
 
@@ -147,10 +151,22 @@ def load_vqgan(folder: str | Path) -> VQGAN:
     return vqgan.eval()
 
 
-def load_predictor(folder: str | Path) -> TokenPredictor:
+def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype | None = None) -> None:
+    save_module(predictor, folder / "predictor.safetensors", dtype)
+    name = next(name for name, (_, module) in ARCHITECTURES.items() if isinstance(predictor, module))
+    write_json({"architecture": name} | asdict(predictor.config), folder / "predictor.json")
+
+
+def load_predictor(folder: str | Path) -> Predictor:
     """The token predictor of a model folder (or "builtin"), float32, in evaluation mode."""
     folder = model_folder(folder)
-    predictor = TokenPredictor(config_from(UNetConfig, read_json(folder / "predictor.json"), folder / "predictor.json"))
+    path = folder / "predictor.json"
+    values = read_json(path)
+    name = str(values.pop("architecture", "unet"))
+    if name not in ARCHITECTURES:
+        raise CheckpointError(f"model: {path}: architecture must be one of {', '.join(ARCHITECTURES)}, not {name!r}")
+    config, module = ARCHITECTURES[name]
+    predictor: Predictor = module(config_from(config, values, path))
     load_strictly(predictor, read_tensors(folder / "predictor.safetensors"), folder / "predictor.safetensors")
     return predictor.eval()
 
@@ -165,8 +181,7 @@ def load_clip(name: str | Path) -> Clip:
 def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
     """Writes a complete model folder, in half precision by default; `load_model` reads it back."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_module(pipeline.predictor, folder / "predictor.safetensors", dtype)
-    write_json(asdict(pipeline.predictor.config), folder / "predictor.json")
+    save_predictor(pipeline.predictor, folder, dtype)
     save_vqgan(pipeline.vqgan, folder, dtype)
     pipeline.clip.save(folder if isinstance(pipeline.clip, Labels) else folder / "clip", dtype)
     # last: a folder without it is not a model, so a half-written one is refused

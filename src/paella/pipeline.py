@@ -33,8 +33,8 @@ from paella.images import (
     token_mask,
 )
 from paella.labels import Labels
-from paella.sampler import SamplerSettings, guided, sample
-from paella.unet import TokenPredictor
+from paella.method import method_of
+from paella.sampler import SamplerSettings, guided
 from paella.vqgan import VQGAN
 
 OnStep = Callable[[int, int, Tensor], bool | None]
@@ -71,7 +71,7 @@ class Paella:
 
     def __init__(
         self,
-        predictor: TokenPredictor,
+        predictor: checkpoint.Predictor,
         vqgan: VQGAN,
         clip: Clip | Labels,
         settings: SamplerSettings,
@@ -575,13 +575,14 @@ class Paella:
         picture must not depend on its batch. Little is lost, as one picture keeps all cores busy.
         """
         chunk = 1 if self.device.type == "cpu" else 16
+        method = method_of(self.predictor)
         pixels = []
         for first in range(0, len(generators), chunk):
             part = slice(first, first + chunk)
             own = Canvas(canvas.tokens[part], canvas.frozen[part], canvas.condition[part], canvas.start)
             denoise = guided(self.predictor.conditioned, own.condition, null, settings.guidance)
             tokens = own.tokens
-            for step, tokens in enumerate(sample(denoise, own, settings, generators[part]), 1):
+            for step, tokens in enumerate(method.sample(denoise, own, settings, generators[part]), 1):
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
             pixels.append(self._decode(tokens))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -72,6 +73,18 @@ def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Te
     return denoise
 
 
+def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
+    """(B,h,w) in [0, 1), each picture's from its own generator, for tokens (B,h,w) and where these are."""
+    return torch.stack([torch.rand(like.shape[1:], generator=g) for g in generators]).to(like.device)
+
+
+def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
+    """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
+    rows = logits.permute(0, 2, 3, 1).float()  # (B, h, w, N)
+    keep = typical_keep(rows.flatten(0, 2), settings.typical_mass, settings.min_tokens)
+    return draw(rows.masked_fill(~keep.view_as(rows), -torch.inf), settings.temperature, uniform)
+
+
 def sample(
     denoise: Denoise, canvas: Canvas, settings: SamplerSettings, generators: Sequence[torch.Generator]
 ) -> Iterator[Tensor]:
@@ -85,19 +98,13 @@ def sample(
     tokens, device = canvas.tokens, canvas.tokens.device
     if canvas.start == 0:
         return
-
-    def uniform() -> Tensor:
-        return torch.stack([torch.rand(tokens.shape[1:], generator=g) for g in generators]).to(device)
-
+    uniform = partial(uniform_numbers, generators, tokens)
     renoise_source = RENOISE_SOURCES[settings.renoise]
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
         logits = denoise(tokens, torch.full((len(tokens),), t, device=device))
         codes = logits.shape[1]
-        rows = logits.permute(0, 2, 3, 1).float()  # (B, h, w, N)
-        keep = typical_keep(rows.reshape(-1, codes), settings.typical_mass, settings.min_tokens)
-        rows = rows.masked_fill(~keep.view_as(rows), -torch.inf)
-        drawn = torch.where(canvas.frozen, canvas.tokens, draw(rows, settings.temperature, uniform()))
+        drawn = torch.where(canvas.frozen, canvas.tokens, draw_typical(logits, settings, uniform()))
         if t_next > 0:
             noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
             noisy = add_noise(drawn, torch.full((len(tokens),), t_next, device=device), noise, uniform())

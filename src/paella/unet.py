@@ -21,6 +21,7 @@ class UNetConfig:
     c_r: int = 64  # size of the time embedding
     down_levels: tuple[int, ...] = (4, 8, 16)  # residual blocks of each level, on the way down
     up_levels: tuple[int, ...] = (16, 8, 4)  # ... and on the way up, lowest level first
+    mask_token: bool = False  # one more input, number N, of which the predictor says what it hides (MaskGIT)
 
     def __post_init__(self) -> None:
         levels = len(self.down_levels)
@@ -41,7 +42,7 @@ class TokenPredictor(nn.Module):
         levels = len(config.down_levels)
         widths = [config.c_hidden // 2 ** (levels - 1 - i) for i in range(levels)]
         c_cond = config.c_clip + config.c_r
-        self.embedding = nn.Embedding(config.num_labels, widths[0])
+        self.embedding = nn.Embedding(config.num_labels + config.mask_token, widths[0])
         # The published model's layout: the convolution into a level opens its list on the way down, and the one out
         # of it closes the list on the way up.
         self.down_blocks = nn.ModuleList()
@@ -69,7 +70,7 @@ class TokenPredictor(nn.Module):
         """Noisy tokens -> logits of the clean ones.
 
         Args:
-            tokens: (B,h,w) int64 in {0 … N-1}.
+            tokens: (B,h,w) int64 in {0 … N-1}, with a mask token in {0 … N}.
             condition: (B,d), or a map (B,d,h',w') of any size.
             t: (B,) in [0, 1], 1 = pure noise (the published code's r is 1 - t).
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, captions
-from paella.evaluate.metrics import by_noise_level
+from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
 from paella.labels import Labels
-from paella.noise import add_noise
+from paella.method import method_of
 
 if TYPE_CHECKING:
     from paella.clip import Clip
@@ -103,17 +103,18 @@ def predictor_figures(
 ) -> dict[str, dict[str, float]]:
     """For each range of t: mean loss, accuracy and copy baseline, on pixels (B,3,H,W) in [0, 1]."""
     count, codes, device = len(captions), pipeline.vqgan.config.n_embed, pixels.device
+    method = method_of(pipeline.predictor)
     random = torch.Generator().manual_seed(seed)
     t = (torch.randperm(count, generator=random) + 0.5) / count  # evenly spread, in an order that knows no layout
     rows = []  # of each picture: loss, accuracy, copied
     for part in torch.arange(count).split(32):
         u = pipeline.vqgan.encode(pixels[part])
         noise = torch.randint(codes, u.shape, generator=random).to(device)
-        noisy = add_noise(u, t[part].to(device), noise, torch.rand(u.shape, generator=random).to(device))
+        noisy = method.corrupt(u, t[part].to(device), noise, torch.rand(u.shape, generator=random).to(device))
         condition = torch.cat([pipeline.clip.embed_text([captions[i]]) for i in part.tolist()])
         logits = pipeline.predictor(noisy, condition, t[part].to(device)).float()
         each = (F.cross_entropy(logits, u, reduction="none"), logits.argmax(1) == u, noisy == u)
-        rows.append(torch.stack([values.float().mean((1, 2)) for values in each], 1).cpu())
+        rows.append(torch.stack([mean_where(values, method.counted(noisy)) for values in each], 1).cpu())
     figures = dict(zip(("loss", "accuracy", "copied"), torch.cat(rows).unbind(1), strict=True))
     return {
         level: {name: float(mean) for name, mean in means.items()}

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.checkpoint import model_folder
+from paella.checkpoint import Predictor, model_folder
 from paella.data import length, open_data
 from paella.images import contact_sheet
 from paella.labels import NULL, Labels, LabelsConfig
@@ -19,7 +19,6 @@ from paella.pipeline import Paella
 from paella.train.loop import train
 from paella.train.predictor import TokenRecipe, TokenStage
 from paella.train.recipe import DataConfig
-from paella.unet import TokenPredictor
 
 
 @dataclass
@@ -31,7 +30,7 @@ class LabelRecipe(TokenRecipe):
 class Labelled(nn.Module):
     """A predictor and the table of its labels: they are trained, and averaged, as one."""
 
-    def __init__(self, predictor: TokenPredictor, labels: Labels) -> None:
+    def __init__(self, predictor: Predictor, labels: Labels) -> None:
         super().__init__()
         self.predictor, self.labels = predictor, labels
 
@@ -50,14 +49,12 @@ class LabelStage(TokenStage):
         super().__init__(recipe)
         if recipe.init_from is None:
             labels = Labels(LabelsConfig(self.label_names(), recipe.dim, recipe.per_place))
-            predictor = self.new_predictor(recipe.dim)
         else:
             labels = Labels.load(model_folder(recipe.init_from)).train()
-            predictor = self.trained_predictor(recipe.init_from, labels.dim)
             if (labels.config.names, labels.config.per_place) != (self.label_names(), recipe.per_place):
                 raise ValueError("init_from: its labels are not those of this recipe and its data")
         self.labels = labels
-        self.modules = {"predictor": Labelled(predictor, labels)}
+        self.modules = {"predictor": Labelled(self.open_predictor(labels.dim), labels)}
 
     def open_data(self, config: DataConfig, seed: int) -> Any:
         if not self.recipe.per_place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.checkpoint import load_clip, load_predictor, load_vqgan, save_model
+from paella.baselines.transformer import TransformerConfig, TransformerPredictor
+from paella.checkpoint import Predictor, load_clip, load_predictor, load_vqgan, save_model
 from paella.data import length, open_data
-from paella.evaluate.metrics import by_noise_level
+from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.images import contact_sheet
-from paella.noise import add_noise
+from paella.method import method_of
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
 from paella.train.loop import Loss, Stage, train
@@ -30,6 +31,7 @@ class TokenRecipe(Recipe):
     """What predictors have in common, whatever their condition."""
 
     model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
+    transformer: TransformerConfig | None = None  # in the U-Net's place; `model` then counts for nothing
     vqgan: str = "builtin"  # a model folder that holds a VQGAN
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
     region_share: float = 0.3  # samples of which a random region stays clean, as in- and outpainting find it
@@ -109,14 +111,25 @@ class TokenStage(Stage):
     def open_data(self, config: DataConfig, seed: int) -> Any:
         return open_data(config, seed)
 
-    def new_predictor(self, dim: int) -> TokenPredictor:
-        """An untrained one, for embeddings of that size."""
-        sizes = {"num_labels": self.vqgan.config.n_embed, "c_clip": dim}
-        predictor = TokenPredictor(UNetConfig(**{**vars(self.recipe.model), **sizes}))
+    def open_predictor(self, dim: int) -> Predictor:
+        """The one to train, for embeddings of that size: a new one, or that of `init_from`."""
+        start = self.recipe.init_from
+        predictor = self._new_predictor(dim) if start is None else self._trained_predictor(start, dim)
+        self.method = method_of(predictor)
+        return predictor
+
+    def _new_predictor(self, dim: int) -> Predictor:
+        recipe, codes = self.recipe, self.vqgan.config.n_embed
+        predictor: Predictor
+        if recipe.transformer is None:
+            predictor = TokenPredictor(replace(recipe.model, num_labels=codes, c_clip=dim))
+        else:
+            grid = recipe.data.size // self.vqgan.config.f
+            predictor = TransformerPredictor(replace(recipe.transformer, num_labels=codes, c_clip=dim, grid=grid))
         add_codebook(predictor.clf, self.vqgan)
         return predictor
 
-    def trained_predictor(self, folder: str, dim: int) -> TokenPredictor:
+    def _trained_predictor(self, folder: str, dim: int) -> Predictor:
         """The one of a model folder, to go on with.
 
         Raises:
@@ -144,18 +157,19 @@ class TokenStage(Stage):
         condition = self.condition(pixels, annotations, torch.rand(batch) < null_share)
         t = torch.rand(batch).to(device)
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
-        noisy = add_noise(u, t, noise, torch.rand(u.shape).to(device))
+        noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape).to(device))
         noisy = torch.where(regions.to(device), u, noisy)
+        counted = self.method.counted(noisy)
         logits = self.modules["predictor"](noisy, condition, t)
         rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1]).float()  # contiguous: a softmax far faster
-        each = SmoothedCrossEntropy.apply(rows, u.flatten(), recipe.label_smoothing).view(batch, -1).mean(1)
-        right = (rows.argmax(1) == u.flatten()).float().view(batch, -1).mean(1)
-        copied = (noisy == u).float().mean((1, 2))
-        figures = {"loss": each, "accuracy": right, "copied": copied}
-        metrics: dict[str, Tensor | float] = {name: values.mean() for name, values in figures.items()}
+        each = SmoothedCrossEntropy.apply(rows, u.flatten(), recipe.label_smoothing).view_as(u)
+        right = (rows.argmax(1) == u.flatten()).view_as(u)
+        places = {"loss": each, "accuracy": right, "copied": noisy == u}
+        figures = {name: mean_where(values, counted) for name, values in places.items()}
+        metrics: dict[str, Tensor | float] = {name: values.nanmean() for name, values in figures.items()}
         for level, means in by_noise_level(t, figures).items():
             metrics |= {f"{name} t {level}": mean for name, mean in means.items()}
-        yield "predictor", each.mean(), metrics
+        yield "predictor", (each * counted).sum() / counted.sum().clamp(min=1), metrics
 
     @abstractmethod
     def pipeline(self, shipped: nn.Module) -> Paella:
@@ -173,11 +187,7 @@ class PredictorStage(TokenStage):
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
         self.clip = load_clip(recipe.clip)
-        if recipe.init_from is None:
-            predictor = self.new_predictor(self.clip.dim)
-        else:
-            predictor = self.trained_predictor(recipe.init_from, self.clip.dim)
-        self.modules = {"predictor": predictor}
+        self.modules = {"predictor": self.open_predictor(self.clip.dim)}
 
     @torch.no_grad()
     def condition(self, pixels: Tensor, captions: Sequence[str], null: Tensor) -> Tensor:
@@ -190,7 +200,7 @@ class PredictorStage(TokenStage):
         return condition * ~null[:, None].to(pixels.device)
 
     def pipeline(self, shipped: nn.Module) -> Paella:
-        assert isinstance(shipped, TokenPredictor)
+        assert isinstance(shipped, Predictor)
         recipe, names = self.recipe, getattr(self.data, "names", [])
         return Paella(shipped, self.vqgan, self.clip, recipe.sampler, recipe.data.size, name=recipe.name, objects=names)
 

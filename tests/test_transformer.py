@@ -1,0 +1,139 @@
+"""Laws of the Transformer token predictor."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paella.baselines.transformer import TransformerConfig, TransformerPredictor, resized
+
+CONFIG = TransformerConfig(num_labels=20, width=16, c_clip=6, c_r=5, layers=2, heads=4, grid=4)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> TransformerPredictor:
+    """Every parameter random and not small, so that nothing can be forgotten unseen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TransformerPredictor(CONFIG).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def inputs(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(height * 100 + width)
+    tokens = torch.randint(20, (batch, height, width), generator=generator)
+    return tokens, torch.randn(batch, 6, generator=generator), torch.linspace(0.2, 0.9, batch)
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (1, 1), (3, 5), (8, 2), (9, 8)])
+def test_any_grid_has_logits_and_a_constant_map_is_the_vector(
+    predictor: TransformerPredictor, grid: tuple[int, int]
+) -> None:
+    tokens, condition, t = inputs(*grid)
+    logits = predictor(tokens, condition, t)
+    assert logits.shape == (2, 20, *grid)
+    assert logits.isfinite().all()
+    for size in (grid, (3, 4)):
+        constant = condition[:, :, None, None].expand(-1, -1, *size)
+        torch.testing.assert_close(predictor(tokens, constant, t), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_map_of_another_size_is_resized_to_the_grid(predictor: TransformerPredictor) -> None:
+    tokens, _, t = inputs(4, 4)
+    condition = torch.randn(2, 6, 3, 7, generator=torch.Generator().manual_seed(1))
+    expected = predictor(tokens, F.interpolate(condition, size=(4, 4), mode="bilinear"), t)
+    torch.testing.assert_close(predictor(tokens, condition, t), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_conditioned_is_forward_and_can_be_used_again(predictor: TransformerPredictor) -> None:
+    tokens, condition, t = inputs(3, 5)
+    denoise = predictor.conditioned(condition[:, :, None, None])
+    for time in (t, t / 2):
+        assert torch.equal(denoise(tokens, time), predictor(tokens, condition, time))
+
+
+def test_condition_time_tokens_and_positions_matter(predictor: TransformerPredictor) -> None:
+    tokens, condition, t = inputs(4, 4)
+    logits = predictor(tokens, condition, t)
+    assert not torch.allclose(predictor(tokens, -condition, t), logits)
+    assert not torch.allclose(predictor(tokens, condition, t / 2), logits)
+    assert not torch.allclose(predictor((tokens + 1) % 20, condition, t), logits)
+    alike = predictor(torch.zeros_like(tokens), condition, t).flatten(2)  # nothing but positions tells these apart
+    assert torch.pdist(alike[0].T).min() > 1e-3
+
+
+def without(predictor: TransformerPredictor, *tables: str) -> TransformerPredictor:
+    """A copy that does not know its rows, or columns."""
+    blind = TransformerPredictor(CONFIG).eval().requires_grad_(False)
+    blind.load_state_dict(predictor.state_dict())
+    for table in tables:
+        blind.get_submodule(table).weight.zero_()  # type: ignore[operator]
+    return blind
+
+
+def test_without_positions_moved_tokens_and_map_are_moved_logits(predictor: TransformerPredictor) -> None:
+    blind = without(predictor, "rows", "columns")
+    tokens, _, t = inputs(4, 4)
+    map_ = torch.randn(2, 6, 4, 4, generator=torch.Generator().manual_seed(1))
+    moved = blind(tokens.roll((1, 2), (1, 2)), map_.roll((1, 2), (2, 3)), t)
+    torch.testing.assert_close(moved, blind(tokens, map_, t).roll((1, 2), (2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_go_down_and_columns_across(predictor: TransformerPredictor) -> None:
+    tokens, condition, t = torch.zeros(1, 3, 4, dtype=torch.int64), torch.ones(1, 6), torch.ones(1)
+    down = without(predictor, "columns")(tokens, condition, t)
+    across = without(predictor, "rows")(tokens, condition, t)
+    torch.testing.assert_close(down, down[..., :1].expand_as(down), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(across, across[..., :1, :].expand_as(across), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(down, down[..., :1, :], atol=1e-2)
+    assert not torch.allclose(across, across[..., :1], atol=1e-2)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (3, 1)])
+def test_every_token_sees_every_other(predictor: TransformerPredictor, at: tuple[int, int]) -> None:
+    tokens, condition, t = inputs(4, 4, batch=1)
+    before = predictor(tokens, condition, t)
+    tokens[0, *at] = (tokens[0, *at] + 1) % 20
+    assert ((predictor(tokens, condition, t) - before).norm(dim=1) > 0).all()
+
+
+def test_pictures_of_a_batch_do_not_see_each_other(predictor: TransformerPredictor) -> None:
+    tokens, condition, t = inputs(5, 4, batch=3)
+    together = predictor(tokens, condition, t)
+    alone = torch.cat([predictor(tokens[i : i + 1], condition[i : i + 1], t[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_is_resized_linearly_and_its_own_size_leaves_it_alone() -> None:
+    table = torch.tensor([[0.0, 6.0], [2.0, 4.0], [4.0, 2.0], [6.0, 0.0]])
+    assert torch.equal(resized(table, 4), table)
+    torch.testing.assert_close(resized(table, 2), torch.tensor([[1.0, 5.0], [5.0, 1.0]]))
+    larger = resized(table, 8)
+    assert (larger.diff(dim=0)[1:-1, 0] == 1).all()
+    torch.testing.assert_close(larger.sum(1), torch.full((8,), 6.0))
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (3, 5)])
+def test_it_computes_in_its_own_dtype(predictor: TransformerPredictor, grid: tuple[int, int]) -> None:
+    half = TransformerPredictor(CONFIG).bfloat16()
+    half.load_state_dict(predictor.state_dict())
+    tokens, condition, t = inputs(*grid)
+    logits, exact = half(tokens, condition, t), predictor(tokens, condition, t)
+    assert logits.dtype == torch.bfloat16
+    assert (logits.float() - exact).norm() < 0.1 * exact.norm()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"width": 30, "heads": 4}, "width must be a multiple of heads"),
+        ({"layers": 0}, "layers must be at least 1"),
+        ({"grid": 0}, "grid must be at least 1"),
+        ({"heads": 0}, "heads must be at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_built_is_refused(wrong: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^transformer: {words}"):
+        TransformerConfig(**wrong)
