@@ -26,6 +26,7 @@ ALLOWED = {
     "unet": {"blocks"},
     "vqgan": {"blocks"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan"},
+    "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "pipeline": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "labels", "official"),
