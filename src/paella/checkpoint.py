@@ -157,8 +157,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: a file is missing or damaged, holds something else or code.
     """
     if path.suffix == ".json":
-        shards = read_json(path).get("weight_map", {}).values()
-        return {key: value for name in sorted(set(shards)) for key, value in read_weights(path.parent / name).items()}
+        index = read_json(path).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"model: {path} is no index of files of weights: it has no weight_map")
+        shards = [read_weights(path.with_name(name)) for name in sorted(set(index.values()))]
+        return {key: value for shard in shards for key, value in shard.items()}
     if path.suffix not in (".safetensors", *PICKLES):
         raise CheckpointError(f"model: {path} must be a file of weights: .safetensors, {', '.join(PICKLES)}")
     return read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
@@ -224,9 +227,7 @@ def _float32_copy(value: Tensor) -> Tensor:
 
 
 def _compare(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    complaints = [f"missing {key}" for key in wanted if key not in tensors]
-    complaints += [f"unexpected {key}" for key in tensors if key not in wanted]
-    complaints += [
+    complaints = [  # first, as a long message may be cut
         f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
@@ -236,6 +237,8 @@ def _compare(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: 
         for key, value in wanted.items()
         if key in tensors and tensors[key].is_floating_point() != value.is_floating_point()
     ]
+    complaints += [f"missing {key}" for key in wanted if key not in tensors]
+    complaints += [f"unexpected {key}" for key in tensors if key not in wanted]
     if complaints:
         problem = "does not fit its config" if wanted.keys() & tensors.keys() else "holds another model"
         raise CheckpointError(f"model: {path} {problem}: {'; '.join(complaints)}")
