@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Run
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from paella.checkpoint import CheckpointError
 from paella.clip import Clip
+from paella.official import unet_config
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
+from paella.unet import TokenPredictor
 
 PARITY = Path(__file__).parent / "parity"
 
@@ -184,3 +188,47 @@ def test_a_published_clip_does_without_a_preprocessor_config(clip: Path, tmp_pat
     folder = shutil.copytree(clip, tmp_path / "clip")
     (folder / "preprocessor_config.json").unlink()
     assert Clip.load(folder).mean == pytest.approx((0.481, 0.458, 0.408), abs=1e-3)
+
+
+# memory
+
+MEDIUM = {"num_labels": 64, "c_hidden": 704, "c_clip": 32, "c_r": 64, "down_levels": [1, 2, 3], "up_levels": [3, 2, 1]}
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from paella.cli import run
+
+def peak():  # not getrusage: its peak begins with that of the process which started this one
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+
+for name in ("small", "medium"):  # the small one takes whatever the first time takes
+    before = peak()
+    weights, config, output = next(Path(name).glob("weights.*")), f"{name}/config.json", f"{name}/model"
+    own = ["--predictor", weights, "--config", config, "--output", output]
+    assert run(["import-checkpoint", *map(str, own), *sys.argv[1:]]) == 0
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux tells it")
+@pytest.mark.parametrize(("suffix", "dtype"), [(".safetensors", torch.float32), (".pt", torch.float16)])
+def test_a_model_is_imported_in_little_more_than_its_size(
+    clip: Path, tmp_path: Path, suffix: str, dtype: torch.dtype
+) -> None:
+    configs = json.loads((PARITY / "config.json").read_text())
+    for name, config in {"small": configs["unet"], "medium": MEDIUM}.items():
+        with torch.device("meta"):
+            shapes = TokenPredictor(unet_config(config)).state_dict()
+        tensors = {key: torch.zeros(value.shape, dtype=dtype) for key, value in shapes.items()}
+        path = tmp_path / name / f"weights{suffix}"
+        path.parent.mkdir()
+        save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
+        path.with_name("config.json").write_text(json.dumps({**configs, "unet": config}))
+    size = sum(4 * value.numel() for value in tensors.values())  # in float32, which is what it becomes
+    others = ["--vqgan", str(PARITY / "gumbel_vqgan_f8.safetensors"), "--clip", str(clip)]
+    command = [sys.executable, "-c", MEASURE, *others]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    taken = int(done.stdout.split()[-1])
+    assert size > 150e6
+    assert 0.95 * size < taken < 1.3 * size

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import pickle
-import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -261,45 +260,3 @@ def test_a_config_that_lacks_something_is_refused(entry: str, key: str) -> None:
     config = {name: value for name, value in CONFIGS[entry].items() if name != key}
     with pytest.raises(CheckpointError, match=key):
         official.load_vqgan(PARITY / FILES[entry], config)
-
-
-# --- memory ---
-
-MEDIUM = {
-    "num_labels": 2048,
-    "c_hidden": 704,
-    "c_clip": 256,
-    "c_r": 64,
-    "down_levels": [1, 2, 3],
-    "up_levels": [3, 2, 1],
-}
-
-MEASURE = """
-import json, re, sys
-from pathlib import Path
-from paella import official
-
-def peak():  # not getrusage: its peak begins with that of the process which started this one
-    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
-
-weights, small, configs = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-official.load_predictor(small, configs["unet"])  # whatever the first time takes
-before = peak()
-module = official.load_predictor(weights, configs["medium"])
-print(peak() - before, sum(value.nbytes for value in module.parameters()))
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="measured as Linux tells it")
-@pytest.mark.parametrize(("suffix", "dtype"), [(".safetensors", torch.float32), (".pt", torch.float16)])
-def test_a_model_is_imported_in_little_more_than_its_size(suffix: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    with torch.device("meta"):
-        shapes = official.TokenPredictor(official.unet_config(MEDIUM)).state_dict()
-    tensors = {key: torch.zeros(value.shape, dtype=dtype) for key, value in shapes.items()}
-    path = tmp_path / f"medium{suffix}"
-    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    configs = json.dumps({"unet": CONFIGS["unet"], "medium": MEDIUM})
-    command = [sys.executable, "-c", MEASURE, str(path), str(PARITY / FILES["unet"]), configs]
-    taken, size = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-    assert size > 150e6
-    assert 0.95 * size < taken < 1.3 * size
