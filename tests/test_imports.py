@@ -29,6 +29,7 @@ ALLOWED = {
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
+    "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "pipeline": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "labels", "method", "official"),

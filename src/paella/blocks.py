@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paella.noise import level
+from paella.noise import cosine
 
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
     """e(t): sinusoidal features of 10000·s(t), first all sines, then all cosines, a zero behind where odd.
+
+    s(t) is not clamped here, as the published model was trained without.
 
     Args:
         t: (B,) in [0, 1].
@@ -23,7 +25,7 @@ def time_embedding(t: Tensor, channels: int) -> Tensor:
     """
     half = channels // 2
     frequencies = torch.exp(torch.arange(half, device=t.device).float() * (-math.log(10000) / max(half - 1, 1)))
-    angles = (level(t) * 10000)[:, None] * frequencies
+    angles = (cosine(t) * 10000)[:, None] * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels % 2))
 
 

@@ -1,11 +1,17 @@
-"""A model is a folder of safetensors and JSON configs; loading is strict, and every complaint names file and key."""
+"""A model is a folder of safetensors and JSON configs; loading is strict, and every complaint names file and key.
+
+A module is filled from a file without ever being in memory twice (`load_module`), and a pickle is read as data alone
+(`read_pickle`).
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -30,7 +36,9 @@ FORMAT = 1
 Predictor = TokenPredictor | TransformerPredictor
 # by the name that predictor.json has; one without a name is a U-Net
 ARCHITECTURES = {"unet": (UNetConfig, TokenPredictor), "transformer": (TransformerConfig, TransformerPredictor)}
+PICKLES = (".pt", ".pth", ".ckpt", ".bin")
 C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -76,8 +84,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def config_from(cls: type[C], values: Mapping[str, Any], path: Path) -> C:
-    """The config record of those values; lists become tuples, as the records have them."""
+def config_from(cls: type[C], values: Mapping[str, Any], path: str | Path) -> C:
+    """The config record of those values; lists become tuples, as the records have them.
+
+    Raises:
+        CheckpointError: an unknown key or a value that does not fit; the message begins with `path`.
+    """
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"model: {path} must hold keys with values, not {values!r}")
     known = {field.name for field in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(values) - known):
         raise CheckpointError(
@@ -90,6 +104,7 @@ def config_from(cls: type[C], values: Mapping[str, Any], path: Path) -> C:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. It is mapped: they are read from the disk when they are used."""
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
@@ -99,12 +114,73 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"model: {path} is not a whole safetensors file ({error})") from error
 
 
+class _Unused:
+    """Stands for classes that are named in a checkpoint and that nobody needs; it does nothing."""
+
+
+# trainers of the time name this class beside the weights
+_NAMED = [(_Unused, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint")]
+
+
+def read_pickle(path: Path) -> dict[str, Tensor]:
+    """The tensors of a state dict that `torch.save` wrote, bare or as a training checkpoint's `state_dict`.
+
+    The file is mapped: tensors are read from the disk when they are used. No code in it runs.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, holds code or holds something else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"model: {path} is missing")
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"model: {path} is not a whole checkpoint as torch.save writes it (since PyTorch 1.6)")
+    try:
+        with torch.serialization.safe_globals(_NAMED):  # type: ignore[arg-type]
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # damaged files raise many kinds
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"model: {path} is refused: it asks for {named[1]}, and nothing is run that a file asks for"
+            ) from error
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"model: {path} is not a whole checkpoint of tensors ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"model: {path} holds no state dict, but a {type(content).__name__}")
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"model: {path} holds no state dict: {key} is a {type(value).__name__}, no tensor")
+    return dict(content)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, of a pickle, or of several such files that a transformers index (.json) names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, holds something else or code.
+    """
+    if path.suffix == ".json":
+        index = read_json(path).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise CheckpointError(f"model: {path} is no index of files of weights: it has no weight_map")
+        shards = [read_weights(path.with_name(name)) for name in sorted(set(index.values()))]
+        return {key: value for shard in shards for key, value in shard.items()}
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise CheckpointError(f"model: {path} must be a file of weights: .safetensors, {', '.join(PICKLES)}")
+    return read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+
+
+def weights_of(folder: Path) -> Path:
+    """The weights of a folder in transformers' format, for `read_weights`: safetensors before pickles."""
+    names = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    return next((folder / name for name in names if (folder / name).is_file()), folder / names[0])
+
+
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file atomically."""
     partial = path.with_suffix(".partial")
-    save_file(
-        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, partial, metadata=metadata
-    )
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
     partial.chmod(0o644)
     os.replace(partial, path)
 
@@ -115,17 +191,61 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | 
     Raises:
         CheckpointError: naming every missing, unexpected or wrong-shaped key.
     """
-    wanted = module.state_dict()
-    complaints = [f"missing {key}" for key in wanted if key not in tensors]
-    complaints += [f"unexpected {key}" for key in tensors if key not in wanted]
-    complaints += [
+    _compare(module.state_dict(), tensors, path)
+    module.load_state_dict(tensors)
+
+
+def load_module(make: Callable[[], M], read: Callable[[], Mapping[str, Tensor]], path: str | Path) -> M:
+    """The module that `make` makes, with a file's tensors as its weights, float32 and in evaluation mode.
+
+    This takes little more memory than the module has in the end: it is made without any, and receives its weights in
+    portions, each from a mapping of its own, as a mapping keeps in memory all that was ever read through it.
+
+    Args:
+        make: makes the module; its own first weights do not matter.
+        read: maps the file anew and returns its tensors.
+        path: the file, for the messages.
+
+    Raises:
+        CheckpointError: `make` cannot make anything; or naming every missing, unexpected or wrong-shaped key.
+    """
+    try:
+        with torch.device("meta"):
+            module = make()
+    except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"model: {path} has a config that no network can be made of: {error}") from error
+    mapped = read()
+    _compare(module.state_dict(), mapped, path)
+    portions = min(32, 1 + sum(value.nbytes for value in mapped.values()) // 2**23)
+    names = list(mapped)
+    weights: dict[str, Tensor] = {}
+    for portion in range(portions):
+        mapped = read()
+        weights |= {name: _float32_copy(mapped[name]) for name in names[portion::portions]}
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
+
+
+def _float32_copy(value: Tensor) -> Tensor:
+    return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+
+
+def _compare(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    complaints = [  # first, as a long message may be cut
         f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in tensors and tensors[key].shape != value.shape
     ]
+    complaints += [
+        f"{key} holds {tensors[key].dtype}, not {value.dtype}"
+        for key, value in wanted.items()
+        if key in tensors and tensors[key].is_floating_point() != value.is_floating_point()
+    ]
+    complaints += [f"missing {key}" for key in wanted if key not in tensors]
+    complaints += [f"unexpected {key}" for key in tensors if key not in wanted]
     if complaints:
-        raise CheckpointError(f"model: {path} does not fit its config: {'; '.join(complaints)}")
-    module.load_state_dict(tensors)
+        problem = "does not fit its config" if wanted.keys() & tensors.keys() else "holds another model"
+        raise CheckpointError(f"model: {path} {problem}: {'; '.join(complaints)}")
 
 
 def save_module(module: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -146,9 +266,9 @@ def save_vqgan(vqgan: VQGAN, folder: Path, dtype: torch.dtype | None = None) -> 
 def load_vqgan(folder: str | Path) -> VQGAN:
     """The VQGAN of a model folder (or "builtin"), float32, in evaluation mode."""
     folder = model_folder(folder)
-    vqgan = VQGAN(config_from(VQGANConfig, read_json(folder / "vqgan.json"), folder / "vqgan.json"))
-    load_strictly(vqgan, read_tensors(folder / "vqgan.safetensors"), folder / "vqgan.safetensors")
-    return vqgan.eval()
+    config = config_from(VQGANConfig, read_json(folder / "vqgan.json"), folder / "vqgan.json")
+    weights = folder / "vqgan.safetensors"
+    return load_module(lambda: VQGAN(config), lambda: read_tensors(weights), weights)
 
 
 def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -165,10 +285,10 @@ def load_predictor(folder: str | Path) -> Predictor:
     name = str(values.pop("architecture", "unet"))
     if name not in ARCHITECTURES:
         raise CheckpointError(f"model: {path}: architecture must be one of {', '.join(ARCHITECTURES)}, not {name!r}")
-    config, module = ARCHITECTURES[name]
-    predictor: Predictor = module(config_from(config, values, path))
-    load_strictly(predictor, read_tensors(folder / "predictor.safetensors"), folder / "predictor.safetensors")
-    return predictor.eval()
+    record, module = ARCHITECTURES[name]
+    config: Any = config_from(record, values, path)
+    weights = folder / "predictor.safetensors"
+    return load_module(lambda: module(config), lambda: read_tensors(weights), weights)
 
 
 def load_clip(name: str | Path) -> Clip:
@@ -197,6 +317,19 @@ def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch
     )
 
 
+def check_fit(predictor: Predictor, vqgan: VQGAN, clip: Clip | Labels, parts: str) -> None:
+    """Makes sure that three parts are of one model.
+
+    Raises:
+        CheckpointError: they are not; the message begins with `parts`.
+    """
+    if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
+        raise CheckpointError(
+            f"model: {parts} do not fit: the predictor is for {predictor.config.num_labels} codes and "
+            f"embeddings of {predictor.config.c_clip}, the VQGAN has {vqgan.config.n_embed}, CLIP {clip.dim}"
+        )
+
+
 def load_model(folder: Path) -> dict[str, Any]:
     """Everything of a model folder, as the keyword arguments of `Paella`.
 
@@ -217,11 +350,7 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
     vqgan, predictor = load_vqgan(folder), load_predictor(folder)
     clip = Labels.load(folder) if (folder / "labels.json").is_file() else load_clip(folder)
-    if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
-        raise CheckpointError(
-            f"model: the parts of {folder} do not fit: the predictor is for {predictor.config.num_labels} codes and "
-            f"embeddings of {predictor.config.c_clip}, the VQGAN has {vqgan.config.n_embed}, CLIP {clip.dim}"
-        )
+    check_fit(predictor, vqgan, clip, f"the parts of {folder}")
     return {
         "predictor": predictor,
         "vqgan": vqgan,

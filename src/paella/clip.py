@@ -150,29 +150,36 @@ class Clip:
     def load(cls, folder: str | Path) -> Clip:
         """The model of a folder in transformers' format (or of a hub id), float32.
 
+        Its weights are safetensors or, where there are none, a pickle; one file, or several with an index.
+
         Raises:
             CheckpointError: the folder lacks a file, or one is damaged.
         """
         from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
-        from paella.checkpoint import CheckpointError, downloaded, load_strictly, read_json, read_tensors
+        from paella import checkpoint
+        from paella.checkpoint import CheckpointError, read_json
 
         path = Path(folder)
         if not path.is_dir():
-            path = downloaded(folder, ["*.json", "*.txt", "model.safetensors"])
+            path = checkpoint.downloaded(folder, ["*.json", "*.txt", "model*.safetensors"])
+            if not [*path.glob("model*.safetensors")]:
+                path = checkpoint.downloaded(folder, ["pytorch_model*.bin"])
         config = CLIPConfig(**read_json(path / "config.json"))
-        with torch.device("meta"):
-            model = CLIPModel(config)
-        model = model.to_empty(device="cpu")
-        tensors = read_tensors(path / "model.safetensors")
-        for tower in (model.text_model, model.vision_model):  # what is a constant, and not in every file
+        weights = checkpoint.weights_of(path)
+
+        def read() -> dict[str, Tensor]:  # all but a constant, which is not in every file
+            tensors = checkpoint.read_weights(weights)
+            return {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
+
+        model = checkpoint.load_module(lambda: CLIPModel(config), read, weights)
+        for tower in (model.text_model, model.vision_model):
             tower.embeddings.position_ids = torch.arange(tower.embeddings.position_embedding.num_embeddings)[None]
-        tensors = {key: value for key, value in tensors.items() if not key.endswith("position_ids")}
-        load_strictly(model, tensors, path / "model.safetensors")
-        settings = read_json(path / "preprocessor_config.json")
+        about = path / "preprocessor_config.json"  # only a published CLIP can do without
+        settings = read_json(about) if about.is_file() or (path / WHITENING).is_file() else {}
         whitening = None
         if settings.get("whitening"):
-            tensors, d = read_tensors(path / WHITENING), config.projection_dim
+            tensors, d = checkpoint.read_tensors(path / WHITENING), config.projection_dim
             if {key: tuple(value.shape) for key, value in tensors.items()} != {"mean": (d,), "matrix": (d, d)}:
                 raise CheckpointError(f"model: {path / WHITENING} must hold a mean ({d}) and a matrix ({d}, {d})")
             whitening = Whitening(**tensors)

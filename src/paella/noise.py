@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 
-def level(t: Tensor) -> Tensor:
-    """s(t): the share of tokens that are noise at time t in [0, 1]; s(0) = 0, s(1) = 1 (cosine schedule).
+def cosine(t: Tensor) -> Tensor:
+    """The schedule cos((1-t)·π/2) as float32 gives it: -4.4e-8 at t = 0, which the time embedding shows.
 
-    Computed as cos((1-t)·π/2) in float32: the equal sin(t·π/2) rounds differently enough to move the time embedding.
+    The equal sin(t·π/2) rounds differently enough to move the time embedding.
     """
-    return torch.cos((1 - t).float() * (math.pi / 2)).clamp(0, 1)
+    return torch.cos((1 - t).float() * (math.pi / 2))
+
+
+def level(t: Tensor) -> Tensor:
+    """s(t): the share of tokens that are noise at time t in [0, 1]; s(0) = 0, s(1) = 1 (cosine schedule)."""
+    return cosine(t).clamp(0, 1)
 
 
 def add_noise(tokens: Tensor, t: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
