@@ -299,22 +299,32 @@ def load_clip(name: str | Path) -> Clip:
 
 
 def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
-    """Writes a complete model folder, in half precision by default; `load_model` reads it back."""
+    """Writes a complete model folder, in half precision by default; `load_model` reads it back.
+
+    All of it is written beside the folder first, and then moved into it file by file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_predictor(pipeline.predictor, folder, dtype)
-    save_vqgan(pipeline.vqgan, folder, dtype)
-    pipeline.clip.save(folder if isinstance(pipeline.clip, Labels) else folder / "clip", dtype)
-    # last: a folder without it is not a model, so a half-written one is refused
-    write_json(
-        {
-            "format": FORMAT,
-            "name": pipeline.name,
-            "size": pipeline.size,
-            "sampler": asdict(pipeline.settings),
-            "objects": pipeline.objects,
-        },
-        folder / "model.json",
-    )
+    labels = isinstance(pipeline.clip, Labels)
+    about = {
+        "format": FORMAT,
+        "name": pipeline.name,
+        "size": pipeline.size,
+        "sampler": asdict(pipeline.settings),
+        "text": "labels" if labels else "clip",
+        "objects": pipeline.objects,
+    }
+    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+        whole = Path(name)
+        save_predictor(pipeline.predictor, whole, dtype)
+        save_vqgan(pipeline.vqgan, whole, dtype)
+        pipeline.clip.save(whole if labels else whole / "clip", dtype)
+        write_json(about, whole / "model.json")
+        for file in sorted(whole.rglob("*")):
+            place = folder / file.relative_to(whole)
+            if file.is_dir():
+                place.mkdir(exist_ok=True)
+            else:
+                os.replace(file, place)
 
 
 def check_fit(predictor: Predictor, vqgan: VQGAN, clip: Clip | Labels, parts: str) -> None:
@@ -349,7 +359,7 @@ def load_model(folder: Path) -> dict[str, Any]:
     if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
     vqgan, predictor = load_vqgan(folder), load_predictor(folder)
-    clip = Labels.load(folder) if (folder / "labels.json").is_file() else load_clip(folder)
+    clip = Labels.load(folder) if about.get("text") == "labels" else load_clip(folder)
     check_fit(predictor, vqgan, clip, f"the parts of {folder}")
     return {
         "predictor": predictor,

@@ -47,6 +47,8 @@ OBJECT_SIZES: dict[Layout, tuple[float, float]] = {
 }
 OFF_CENTRE = 0.06  # how far a centred object strays, as a share of the picture's side
 
+TRIES = 10_000  # of a scene that is accepted: a tenth of all pairs are held out, or all of a few objects' pairs
+
 FONT_SIZE = 109  # the one size of the font's bitmaps
 
 
@@ -93,16 +95,23 @@ def draw_scene(
 
     Args:
         layouts: those to draw from.
-        shares: how often each of `LAYOUTS` is drawn, in proportion.
+        shares: how often each of `LAYOUTS` is drawn, in proportion; of a scene that is not accepted, only the objects
+            and the background are drawn again.
+
+    Raises:
+        ValueError: there is no such scene over `names`.
     """
     weights = np.array([shares[LAYOUTS.index(layout)] for layout in layouts])
-    while True:
-        layout = layouts[rng.choice(len(layouts), p=weights / weights.sum())]
-        count = 2 if layout in ("horizontal", "vertical") else 1
+    layout = layouts[rng.choice(len(layouts), p=weights / weights.sum())]
+    count = 2 if layout in ("horizontal", "vertical") else 1
+    if count > len(names):
+        raise ValueError(f"objects: a pair needs two, and there is only {len(names)}")
+    for _ in range(TRIES):
         chosen = rng.choice(len(names), size=count, replace=False)
         scene = Scene(tuple(names[i] for i in chosen), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], layout)
         if accept(scene):
             return scene
+    raise ValueError(f"objects: of these {len(names)} no {layout} scene is allowed; give more of them")
 
 
 @lru_cache(maxsize=2048)
@@ -273,7 +282,8 @@ def _other(rng: np.random.Generator, choices: Sequence[str], *these: str) -> str
 def hard_scenes(
     count: int, size: int, seed: int, names: Sequence[str] | None = None
 ) -> Iterator[tuple[Image.Image, str]]:
-    """(picture, caption) in groups of a scene and its lookalikes, no caption twice; pairs are held-out ones.
+    """(picture, caption) in groups of a scene and its lookalikes, no caption twice; a pair is a held-out one, its
+    lookalikes are not.
 
     That many, or fewer where so few objects do not have that many captions.
     """

@@ -242,6 +242,11 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 for name, loss, values in _autocast(accelerator, stage.losses(pixels, annotations, step)):
                     accelerator.backward(loss)
                     norm = accelerator.clip_grad_norm_(plain[name].parameters(), recipe.optimizer.clip)
+                    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                        raise RuntimeError(
+                            f"{name}: its loss or gradient is no longer finite in step {step + 1}; try a smaller "
+                            f"optimizer.learning_rate. {checkpoint} is as it was last written"
+                        )
                     for group in optimizers[name].param_groups:
                         group["lr"] = rate * group["scale"]
                     optimizers[name].step()
