@@ -41,7 +41,7 @@ def info(
     modules = {"predictor": pipeline.predictor, "VQGAN": pipeline.vqgan, **encoders}
     parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
     settings = ", ".join(f"{name} {value}" for name, value in vars(pipeline.settings).items())
-    dtype = str(pipeline.predictor.clf.weight.dtype).removeprefix("torch.")
+    dtype = str(pipeline.dtype).removeprefix("torch.")
     reason = "multiplies it natively" if dtype == "bfloat16" else "is no faster in bfloat16"
     rows = {
         "model": pipeline.name,
