@@ -104,7 +104,7 @@ def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
         ({"seed": [0, -1], "n": 2}, "seed: must be in 0"),
-        ({"seed": [0], "n": 2}, "seed: must be one number, or one for each of the 2 pictures, not 1"),
+        ({"seed": [0], "n": 2}, "seed: must be one, or one for each of the 2 pictures, not 1"),
         ({"size": (30, 33)}, "size: must be multiples of 4, not 30 x 33; the nearest is 32 x 32"),
         ({"size": 0}, "size: must be at least 4 x 4"),
         ({"steps": 0}, "steps: "),

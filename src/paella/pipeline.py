@@ -561,7 +561,7 @@ class Paella:
     def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
         seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
         if len(seeds) != count:
-            raise ValueError(f"seed: must be one number, or one for each of the {count} pictures, not {len(seeds)}")
+            raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
         if not all(0 <= one < 2**63 for one in seeds):
             raise ValueError(f"seed: must be in 0 ... 2^63 - 1, not {seed}")
         return seeds
