@@ -25,6 +25,8 @@ ALLOWED = {
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
     "vqgan": {"blocks"},
+    "card": {"labels"},
+    "hub": {"card"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan"},
     "pipeline": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),

@@ -177,6 +177,7 @@ def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch
             "size": pipeline.size,
             "sampler": asdict(pipeline.settings),
             "objects": pipeline.objects,
+            "recipe": pipeline.recipe,
         },
         folder / "model.json",
     )
@@ -195,11 +196,13 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'} has format {about.get('format')!r}; this reads {FORMAT}")
     if missing := {"size", "sampler"} - set(about):
         raise CheckpointError(f"model: {folder / 'model.json'} lacks {', '.join(sorted(missing))}")
-    size, objects = about["size"], about.get("objects", [])
+    size, objects, recipe = about["size"], about.get("objects", []), about.get("recipe")
     if not isinstance(size, int) or size < 1:
         raise CheckpointError(f"model: {folder / 'model.json'}: size must be a number of pixels, not {size!r}")
     if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
+    if recipe is not None and not isinstance(recipe, dict):
+        raise CheckpointError(f"model: {folder / 'model.json'}: recipe must be an object")
     vqgan, predictor = load_vqgan(folder), load_predictor(folder)
     clip = Labels.load(folder) if (folder / "labels.json").is_file() else load_clip(folder)
     if (predictor.config.num_labels, predictor.config.c_clip) != (vqgan.config.n_embed, clip.dim):
@@ -215,4 +218,5 @@ def load_model(folder: Path) -> dict[str, Any]:
         "size": size,
         "name": str(about.get("name", folder.name)),
         "objects": objects,
+        "recipe": recipe,
     }

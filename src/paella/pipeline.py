@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -67,6 +68,7 @@ class Paella:
         size: side in pixels of the pictures that the model was trained on, and the default.
         name: recorded in the metadata of its pictures.
         objects: names of the objects it was trained to draw, where there is such a list.
+        recipe: what its predictor was trained by, where that is known.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Paella:
         *,
         name: str = "paella",
         objects: Sequence[str] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
         self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
+        self.recipe = recipe
 
     @classmethod
     def from_pretrained(
@@ -116,6 +120,16 @@ class Paella:
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model as a folder that `from_pretrained` reads."""
         checkpoint.save_model(self, Path(folder), dtype=None)
+
+    def push_to_hub(
+        self, repo_id: str, *, results: str = "", private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads what `save_pretrained` writes, for `from_pretrained(repo_id)`; see `hub.push`."""
+        from paella import hub
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
 
     @property
     def device(self) -> torch.device:

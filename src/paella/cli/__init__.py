@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from paella import __version__
-from paella.cli import dataset, edits, evaluate, generate, info, train
+from paella.cli import dataset, edits, evaluate, generate, info, push, train
 from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 abilities = (edits.inpaint, edits.outpaint, edits.vary, edits.interpolate, edits.restyle, edits.compose)
-for command in (generate.generate, *abilities, info.info, train.train):
+for command in (generate.generate, *abilities, info.info, train.train, push.push):
     app.command(cls=Command)(command)
 app.add_typer(dataset.app)
 app.add_typer(evaluate.app)

@@ -64,6 +64,10 @@ class PaellaPipeline(DiffusionPipeline):
         """Writes a model folder, which `from_pretrained` reads, and `Paella.from_pretrained` too."""
         self.model.save_pretrained(folder)
 
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads the model; see `Paella.push_to_hub`."""
+        return self.model.push_to_hub(repo_id, **options)
+
     def to(self, *args: Any, **kwargs: Any) -> PaellaPipeline:
         """As `torch.nn.Module.to`; a dtype is the predictor's alone. Returns itself."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)

@@ -97,6 +97,7 @@ class LabelStage(TokenStage):
             recipe.data.size,
             name=recipe.name,
             objects=labels.config.names,
+            recipe=recipe.record(),
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:
