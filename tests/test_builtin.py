@@ -24,6 +24,11 @@ def test_it_fits_the_package() -> None:
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
 
 
+def test_its_recipe_names_no_place_of_the_machine_that_trained_it() -> None:
+    about = (Path(str(resources.files("paella"))) / "builtin" / "model.json").read_text(encoding="utf-8")
+    assert '"/' not in about and "~" not in about
+
+
 def test_it_says_what_it_can_be_asked_for(builtin: Paella) -> None:
     assert builtin.objects == list(objects()) and len(builtin.objects) >= 120
 

@@ -225,7 +225,12 @@ def test_a_model_half_written_is_not_a_model(tiny: Paella, tmp_path: Path, monke
 
 @pytest.mark.parametrize(
     ("file", "key", "value"),
-    [("vqgan.json", "quantizer", "best"), ("model.json", "size", "64"), ("model.json", "objects", [1])],
+    [
+        ("vqgan.json", "quantizer", "best"),
+        ("model.json", "size", "64"),
+        ("model.json", "objects", [1]),
+        ("model.json", "recipe", [1]),
+    ],
 )
 def test_a_wrong_value_names_file_and_key(tiny_model: Path, tmp_path: Path, file: str, key: str, value: object) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")

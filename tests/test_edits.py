@@ -1,6 +1,7 @@
 """The abilities: each is a canvas, and what is known comes back bit for bit."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -315,6 +316,34 @@ def test_a_picture_of_any_ability_does_not_depend_on_its_batch(tiny: Paella) -> 
         together = ability(n=3, seed=5)
         assert content(together) == content([ability(n=1, seed=5 + i)[0] for i in range(3)])
         assert [one.info["seed"] for one in together] == ["5", "6", "7"] and together[0].mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    "ability",
+    [
+        lambda p, **o: p.generate(FOX, **o),
+        lambda p, **o: p.inpaint(some_picture(), box_mask(some_picture(), 8, 8, 20, 20), FOX, **o),
+        lambda p, **o: p.outpaint(some_picture(), FOX, right=8, **o),
+        lambda p, **o: p.vary(some_picture(), 1, **o),
+        lambda p, **o: p.interpolate(FOX, some_picture(), 1, **o),
+        lambda p, **o: p.restyle(some_picture(), FOX, **o),
+        lambda p, **o: p.compose([(FOX, "left")], **o),
+    ],
+    ids=["generate", "inpaint", "outpaint", "vary", "interpolate", "restyle", "compose"],
+)
+def test_a_negative_prompt_stands_where_the_null_condition_stood(
+    ability: Callable[..., list[Image.Image]], tiny: Paella, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[torch.Tensor] = []  # (2,d,·,·) for each picture: the condition, and what guidance steers away from
+    conditioned = tiny.predictor.conditioned
+    monkeypatch.setattr(tiny.predictor, "conditioned", lambda pair: bound.append(pair) or conditioned(pair))
+    for negative in (None, "", DOG):
+        ability(tiny, negative_prompt=negative, guidance=3.0, steps=1)
+    none, empty, dog = bound
+    expected = tiny.clip.embed_text([DOG])[0]
+    assert torch.equal(dog[1], expected[:, None, None].expand_as(dog[1]))
+    assert not none[1].any() and torch.equal(none, empty)
+    assert torch.equal(dog[0], none[0]) and not torch.equal(dog[0], dog[1])
 
 
 def test_options_are_those_of_generate_and_no_others(tiny: Paella) -> None:

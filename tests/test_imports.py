@@ -28,6 +28,8 @@ ALLOWED = {
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
+    "card": {"labels"},
+    "hub": {"card"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "pipeline": {
@@ -35,7 +37,7 @@ ALLOWED = {
         *("checkpoint", "labels", "method", "official"),
     },
 }
-TOPS = {"cli", "serve"}  # nobody else imports these
+TOPS = {"cli", "serve", "integrations"}  # nobody else imports these
 
 
 @cache
@@ -92,7 +94,7 @@ def test_imports_have_no_circles() -> None:
         walk(module, ())
 
 
-def test_nothing_imports_the_commands_or_the_server() -> None:
+def test_nothing_imports_the_commands_the_server_or_the_adapters() -> None:
     for module in modules():
         tops = {other.split(".")[0] for other in imports(module)} & TOPS
         assert tops <= {module.split(".")[0]}, module
@@ -111,12 +113,16 @@ def loaded_by(statement: str, *names: str) -> list[str]:
 
 
 def test_import_paella_is_fast() -> None:
-    assert loaded_by("import paella", "torch", "transformers", "PIL", "numpy") == []
+    assert loaded_by("import paella", "torch", "transformers", "PIL", "numpy", "huggingface_hub", "diffusers") == []
 
 
 def test_the_sampler_knows_no_model() -> None:
     heavy = ("paella.unet", "paella.vqgan", "paella.clip", "transformers")
     assert loaded_by("import paella.sampler", "paella.sampler", *heavy) == ["paella.sampler"]
+
+
+def test_drawing_needs_neither_the_hub_nor_diffusers() -> None:
+    assert loaded_by("import paella.pipeline", "paella.pipeline", "paella.hub", "diffusers") == ["paella.pipeline"]
 
 
 def test_public_names_are_there_and_others_are_not() -> None:

@@ -132,7 +132,7 @@ def test_the_command_line_asks_by_label(labelled: "Paella", paella: Run) -> None
     assert made.code == 0 and Path("sun.png").exists()
     refused = paella("generate", "a sun", "-o", "other.png", "--model", "model")
     assert refused.code == 2 and "fox, sun, key" in refused.err and not Path("other.png").exists()
-    assert "one of 3 objects" in paella("info", "--model", "model").out
+    assert "one of 3 labels" in paella("info", "--model", "model").out
     judged = paella("evaluate", "labels", "-n", 3, "--model", "model")
     assert judged.code == 0 and "the object of the label" in judged.out
     for command in ("scenes", "labels"):  # the model of the other kind

@@ -29,6 +29,14 @@ def test_prompts_do_not_depend_on_each_other(tiny: Paella) -> None:
     assert content(both[2:]) == content(tiny.generate("a much longer prompt with a cat in it", n=2, seed=5))
 
 
+def test_each_picture_may_have_a_seed_of_its_own(tiny: Paella) -> None:
+    pictures = tiny.generate(["a dog", "a cat"], seed=[9, 4])
+    assert content(pictures) == content([*tiny.generate("a dog", seed=9), *tiny.generate("a cat", seed=4)])
+    assert [picture.info["seed"] for picture in pictures] == ["9", "4"]
+    restyled = tiny.restyle(pictures[0], "a cat", n=2, seed=[9, 4])
+    assert content(restyled[1:]) == content(tiny.restyle(pictures[0], "a cat", seed=4))
+
+
 def test_pictures_are_rgb_and_say_how_they_were_made(tiny: Paella) -> None:
     pictures = tiny.generate(["a dog", "a cat"], n=2, seed=7, steps=3, guidance=2.0, negative_prompt="a bus")
     assert [picture.info["prompt"] for picture in pictures] == ["a dog", "a dog", "a cat", "a cat"]  # prompt-major
@@ -95,6 +103,8 @@ def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
         ({"n": 0}, "n: must be at least 1"),
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
+        ({"seed": [0, -1], "n": 2}, "seed: must be in 0"),
+        ({"seed": [0], "n": 2}, "seed: must be one, or one for each of the 2 pictures, not 1"),
         ({"size": (30, 33)}, "size: must be multiples of 4, not 30 x 33; the nearest is 32 x 32"),
         ({"size": 0}, "size: must be at least 4 x 4"),
         ({"steps": 0}, "steps: "),
@@ -157,6 +167,17 @@ def test_devices_and_dtypes_by_name() -> None:
     for wrong in ("int8", torch.int8):
         with pytest.raises(ValueError, match=r"^dtype: "):
             resolve_dtype(wrong, torch.device("cpu"))
+
+
+def test_a_model_moves_as_a_whole_and_its_predictor_alone_changes_its_dtype(tiny_model: Any) -> None:
+    model = Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")
+    plain = content(model.generate("a dog"))
+    assert model.to(dtype=torch.bfloat16) is model
+    assert (model.device.type, model.dtype, model.clip.model.dtype) == ("cpu", torch.bfloat16, torch.float32)
+    assert content(model.to().generate("a dog")) != plain
+    parts = [model.predictor, model.vqgan, model.clip.model]
+    model.to(torch.device("meta"))
+    assert {p.device.type for part in parts for p in part.parameters()} == {"meta"}
 
 
 def test_only_the_predictor_takes_the_dtype(tiny_model: Any) -> None:

@@ -312,6 +312,7 @@ def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch
         "sampler": asdict(pipeline.settings),
         "text": "labels" if labels else "clip",
         "objects": pipeline.objects,
+        "recipe": pipeline.recipe,
     }
     with tempfile.TemporaryDirectory(dir=folder.parent) as name:
         whole = Path(name)
@@ -353,11 +354,13 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'} has format {about.get('format')!r}; this reads {FORMAT}")
     if missing := {"size", "sampler"} - set(about):
         raise CheckpointError(f"model: {folder / 'model.json'} lacks {', '.join(sorted(missing))}")
-    size, objects = about["size"], about.get("objects", [])
+    size, objects, recipe = about["size"], about.get("objects", []), about.get("recipe")
     if not isinstance(size, int) or size < 1:
         raise CheckpointError(f"model: {folder / 'model.json'}: size must be a number of pixels, not {size!r}")
     if not isinstance(objects, list) or not all(isinstance(name, str) for name in objects):
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
+    if recipe is not None and not isinstance(recipe, dict):
+        raise CheckpointError(f"model: {folder / 'model.json'}: recipe must be an object")
     vqgan, predictor = load_vqgan(folder), load_predictor(folder)
     clip = Labels.load(folder) if about.get("text") == "labels" else load_clip(folder)
     check_fit(predictor, vqgan, clip, f"the parts of {folder}")
@@ -369,4 +372,5 @@ def load_model(folder: Path) -> dict[str, Any]:
         "size": size,
         "name": str(about.get("name", folder.name)),
         "objects": objects,
+        "recipe": recipe,
     }

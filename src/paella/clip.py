@@ -86,8 +86,8 @@ class Clip:
         """The longest text that the encoder reads, in tokens, start and end included."""
         return self.model.config.text_config.max_position_embeddings
 
-    def to(self, device: torch.device) -> Clip:
-        """Moves the model to that device."""
+    def to(self, device: torch.device | None) -> Clip:
+        """Moves the model to that device; None = where it is."""
         self.model.to(device)
         return self
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ class Options(TypedDict, total=False):
     typical_mass: float | None
     temperature: float | None
     negative_prompt: str | None
-    seed: int
+    seed: int | Sequence[int]
     on_step: OnStep | None
 
 
@@ -67,6 +68,7 @@ class Paella:
         size: side in pixels of the pictures that the model was trained on, and the default.
         name: recorded in the metadata of its pictures.
         objects: names of the objects it was trained to draw, where there is such a list.
+        recipe: what its predictor was trained by, where that is known.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Paella:
         *,
         name: str = "paella",
         objects: Sequence[str] = (),
+        recipe: Mapping[str, Any] | None = None,
     ) -> None:
         self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
         self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
+        self.recipe = recipe
 
     @classmethod
     def from_pretrained(
@@ -104,18 +108,37 @@ class Paella:
             folder = checkpoint.downloaded(str(model))
         pipeline = cls(**checkpoint.load_model(folder))
         place = resolve_device(device)
-        pipeline.predictor.to(place, resolve_dtype(dtype, place)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pipeline.vqgan.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pipeline.clip.to(place)
-        return pipeline
+        return pipeline.to(place, resolve_dtype(dtype, place))
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Paella:
+        """Moves all parts to that device, and the predictor to that dtype; None = as it is. Returns itself."""
+        self.predictor.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vqgan.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.clip.to(device)
+        return self
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model as a folder that `from_pretrained` reads."""
         checkpoint.save_model(self, Path(folder), dtype=None)
 
+    def push_to_hub(
+        self, repo_id: str, *, results: str = "", private: bool | None = None, token: str | None = None
+    ) -> str:
+        """Uploads what `save_pretrained` writes, for `from_pretrained(repo_id)`; see `hub.push`."""
+        from paella import hub
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
+
     @property
     def device(self) -> torch.device:
         return self.predictor.clf.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the predictor."""
+        return self.predictor.clf.weight.dtype
 
     def generate(
         self,
@@ -128,18 +151,18 @@ class Paella:
         typical_mass: float | None = None,
         temperature: float | None = None,
         negative_prompt: str | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         on_step: OnStep | None = None,
     ) -> list[Image.Image]:
         """Text to image.
 
         Args:
             prompt: one or several; not empty.
-            n: pictures for each prompt; the result is prompt-major, and picture i has seed `seed + i`.
+            n: pictures for each prompt; the result is prompt-major.
             size: pixels, (height, width) or one number for both; multiples of the tokenizer's f.
             steps, guidance, typical_mass, temperature: see `SamplerSettings`; None = the model's own default.
             negative_prompt: what to steer away from, in place of the null condition.
-            seed: in {0 … 2^63 - 1}.
+            seed: in {0 … 2^63 - 1}; picture i has seed `seed + i`. Or a list with the seed of each picture.
             on_step: called as `on_step(step, steps, tokens)` after each step of each picture; returning False raises
                 Cancelled.
 
@@ -548,10 +571,13 @@ class Paella:
         return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
 
     @staticmethod
-    def _seeds(seed: int, count: int) -> list[int]:
-        if not 0 <= seed < 2**63 - count:
+    def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+        seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
+        if len(seeds) != count:
+            raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
+        if not all(0 <= one < 2**63 for one in seeds):
             raise ValueError(f"seed: must be in 0 ... 2^63 - 1, not {seed}")
-        return [seed + i for i in range(count)]
+        return seeds
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B,d); an empty prompt is the null condition. Each distinct text is embedded once, alone."""

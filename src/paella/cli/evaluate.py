@@ -145,7 +145,7 @@ def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict
     return {
         "model": pipeline.name,
         "sampler": asdict(pipeline.settings),
-        "dtype": str(pipeline.predictor.clf.weight.dtype),
+        "dtype": str(pipeline.dtype),
         "device": str(pipeline.device),
         "machine": machine(),
         "total seconds": time.perf_counter() - started,

@@ -21,7 +21,7 @@ def info(
     model: Model = None,
 ) -> None:
     """Tells the model's parts, sizes and settings, and the machine that it runs on."""
-    from paella.labels import Labels
+    from paella.card import describe
     from paella.pipeline import Paella
 
     pipeline = Paella.from_pretrained(model)
@@ -31,25 +31,11 @@ def info(
         for name in pipeline.objects:
             typer.echo(name)
         return
-    config, f = pipeline.vqgan.config, pipeline.vqgan.config.f
-    encoder = pipeline.clip
-    known = f"{len(pipeline.objects)} objects (paella info --objects)"
-    if isinstance(encoder, Labels):
-        encoders, prompts = {"labels": encoder}, f"one of {known}"
-    else:
-        encoders, prompts = {"CLIP": encoder.model}, f"at most {encoder.context} tokens; {known}"
-    modules = {"predictor": pipeline.predictor, "VQGAN": pipeline.vqgan, **encoders}
-    parameters = {name: sum(p.numel() for p in module.parameters()) for name, module in modules.items()}
-    settings = ", ".join(f"{name} {value}" for name, value in vars(pipeline.settings).items())
-    dtype = str(pipeline.predictor.clf.weight.dtype).removeprefix("torch.")
+    dtype = str(pipeline.dtype).removeprefix("torch.")
     reason = "multiplies it natively" if dtype == "bfloat16" else "is no faster in bfloat16"
     rows = {
-        "model": pipeline.name,
-        "parameters": ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in parameters.items()),
-        "pictures": f"{pipeline.size} x {pipeline.size} pixels, or any multiples of {f}",
-        "tokens": f"one of {config.n_embed} codes for each {f} x {f} pixels (f = {f})",
-        "prompts": prompts,
-        "settings": settings,
+        **describe(pipeline),
+        "objects": f"{len(pipeline.objects)} (paella info --objects)",
         "device": str(pipeline.device),
         "dtype": f"{dtype}: this {pipeline.device.type} {reason}",
         **machine(),

@@ -95,6 +95,7 @@ class LabelStage(TokenStage):
             recipe.data.size,
             name=recipe.name,
             objects=labels.config.names,
+            recipe=recipe.record(),
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:

@@ -202,7 +202,16 @@ class PredictorStage(TokenStage):
     def pipeline(self, shipped: nn.Module) -> Paella:
         assert isinstance(shipped, Predictor)
         recipe, names = self.recipe, getattr(self.data, "names", [])
-        return Paella(shipped, self.vqgan, self.clip, recipe.sampler, recipe.data.size, name=recipe.name, objects=names)
+        return Paella(
+            shipped,
+            self.vqgan,
+            self.clip,
+            recipe.sampler,
+            recipe.data.size,
+            name=recipe.name,
+            objects=names,
+            recipe=recipe.record(),
+        )
 
     def preview(self, shipped: nn.Module) -> Image.Image:
         count = min(16, length(self.data) or 16)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +61,10 @@ class Recipe:
     init_from: str | None = None  # a model folder or "builtin": weights to start from
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def record(self) -> dict[str, Any]:
+        """What a finished model says of its making: all but the folder that the run was written to."""
+        return {key: value for key, value in asdict(self).items() if key != "output"}
 
 
 def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[str] = ()) -> R:
