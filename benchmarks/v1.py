@@ -21,7 +21,8 @@ from torch import Tensor
 
 from paella import official
 from paella.cli.info import machine
-from paella.pipeline import Paella, resolve_device, resolve_dtype
+from paella.engine import resolve_device, resolve_dtype
+from paella.pipeline import Paella
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
 

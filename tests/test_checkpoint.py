@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from paella import checkpoint
 from paella.checkpoint import CheckpointError, load_model, load_strictly, save_module, write_json
+from paella.clip import Clip
+from paella.labels import Labels, LabelsConfig
 from paella.pipeline import Paella
 
 
@@ -237,3 +239,28 @@ def test_a_wrong_value_names_file_and_key(tiny_model: Path, tmp_path: Path, file
     (folder / file).write_text(json.dumps({**json.loads((folder / file).read_text()), key: value}))
     with pytest.raises(CheckpointError, match=rf"{re.escape(file)}.*{key}"):
         load_model(folder)
+
+
+def test_a_model_saved_over_another_kind_is_the_new_one(tiny: Paella, tmp_path: Path) -> None:
+    labels = Labels(LabelsConfig(("fox", "sun"), tiny.clip.dim, False))
+    Paella(tiny.predictor, tiny.vqgan, labels, tiny.settings, tiny.size).save_pretrained(tmp_path / "model")
+    assert isinstance(Paella.from_pretrained(tmp_path / "model").clip, Labels)
+    tiny.save_pretrained(tmp_path / "model")
+    assert isinstance(Paella.from_pretrained(tmp_path / "model").clip, Clip)
+
+
+def test_an_interrupted_save_leaves_the_old_model_whole(
+    tiny: Paella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.save_pretrained(tmp_path / "model")
+    before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Clip, "save", dies)
+    other = Paella(tiny.predictor, tiny.vqgan, tiny.clip, tiny.settings, tiny.size, name="other")
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(tmp_path / "model")
+    assert {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

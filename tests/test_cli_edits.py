@@ -55,7 +55,7 @@ def test_outpaint_adds_what_was_asked_for(edit: Run) -> None:
 
 def test_vary_draws_four(edit: Run) -> None:
     assert edit("vary", "picture.png", "-o", "new").code == 0
-    assert len(list(Path("new").glob("vary-*.png"))) == 4
+    assert len(list(Path("new").glob("picture-vary-*.png"))) == 4
     assert edit("vary", "picture.png", FOX, "--strength", 1, "-n", 1, "-o", "towards.png").code == 0
 
 
@@ -72,6 +72,14 @@ def test_interpolate_makes_a_folder_of_frames(edit: Run) -> None:
     first = sorted(Path("frames").glob("*-000.png"))[0]
     assert edit("generate", FOX, "-o", "fox.png").code == 0
     assert (pixels(str(first)) == pixels("fox.png")).all()
+
+
+def test_files_are_named_by_what_was_done_to_which_picture(edit: Run) -> None:
+    assert edit("restyle", "picture.png", FOX, "-o", "here").code == 0
+    assert edit("vary", "picture.png", "-n", 1, "-o", "here").code == 0
+    assert edit("generate", FOX, "-o", "here").code == 0
+    names = sorted(path.name for path in Path("here").glob("*-0.png"))
+    assert [name[:16] for name in names] == ["a-fox-on-a-green", "picture-restyle-", "picture-vary-0.p"], names
 
 
 def test_restyle_and_compose_write_their_pictures(edit: Run) -> None:
@@ -93,6 +101,8 @@ def test_restyle_and_compose_write_their_pictures(edit: Run) -> None:
         (("outpaint", "picture.png"), "--left: one of"),
         (("outpaint", "picture.png", "--top", -1), "--top: must be 0 or more"),
         (("outpaint", "picture.png", "--top", 8, "--region", "a fox"), "--region: must be like PROMPT@WHERE"),
+        (("outpaint", "picture.png", "--top", 8, "-m", "black.png"), "--mask: is black all over"),
+        (("interpolate", FOX, "none.png"), "end: cannot read none.png"),
         (("vary", "picture.png", FOX, "--strength", 2), "--strength: must be within 0 ... 1"),
         (("interpolate", FOX, DOG, "--frames", 0), "--frames: must be at least 1"),
         (("restyle", "picture.png", FOX, "--strength", -0.1), "--strength: must be within 0 ... 1"),

@@ -139,6 +139,24 @@ def test_masks_come_as_files_arrays_or_pictures(tiny: Paella, tmp_path: Path) ->
     assert len(set(content(painted))) == 1
 
 
+def test_what_is_transparent_in_a_mask_stays(tiny: Paella) -> None:
+    picture = some_picture()
+    mask = box_mask(picture, 8, 8, 24, 24)
+    strokes = Image.new("RGBA", picture.size)  # an editor's layer: white strokes on nothing
+    strokes.paste("white", mask=Image.fromarray(mask))
+    assert content(tiny.inpaint(picture, strokes, FOX)) == content(tiny.inpaint(picture, mask, FOX))
+
+
+def test_several_masks_leave_the_rest_without_a_prompt(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    usual = tiny._embed
+    monkeypatch.setattr(tiny, "_embed", lambda prompts: (asked.extend(prompts), usual(prompts))[1])
+    picture = some_picture(64, 32)
+    masks = [box_mask(picture, 4, 4, 20, 28), box_mask(picture, 44, 4, 60, 28)]
+    assert tiny.inpaint(picture, masks, [FOX, DOG])[0].info["prompt"] == f"{FOX} | {DOG}"
+    assert set(asked) == {FOX, DOG, ""}
+
+
 def test_several_masks_have_a_prompt_each(tiny: Paella) -> None:
     picture = some_picture(64, 32)
     masks = [box_mask(picture, 4, 4, 20, 28), box_mask(picture, 44, 4, 60, 28)]
@@ -165,6 +183,7 @@ def test_feathering_mixes_old_and_new_inside_the_border(tiny: Paella) -> None:
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
+        ([], "mask: must be a mask, or a list of at least one"),
         (np.zeros((32, 32), bool), "mask: is black all over"),
         (np.ones((32, 16), bool), "mask: must have the picture's size, 32 x 32"),
         ("no such file", "mask: cannot read"),
@@ -292,7 +311,7 @@ def test_regions_matter_where_they_are(tiny: Paella) -> None:
         ([(FOX, (0, 0, 33, 32))], "regions: the box .* not within the 32 x 32 pixels"),
         ([(FOX, (8, 0, 8, 32))], "regions: the box .* is empty"),
         ([(FOX, (0, 0, 8))], "regions: a box is"),
-        ([(FOX, np.zeros((32, 32), bool))], "regions: a mask is black"),
+        ([(FOX, np.zeros((32, 32), bool))], "regions: is black all over"),
         ([(FOX, "middle")], "regions: cannot read middle"),
     ],
 )

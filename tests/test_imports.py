@@ -32,10 +32,11 @@ ALLOWED = {
     "hub": {"card"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
-    "pipeline": {
+    "engine": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "labels", "method", "official"),
+        *("checkpoint", "hub", "labels", "method", "official"),
     },
+    "pipeline": {"canvas", "edits", "engine", "images"},
 }
 TOPS = {"cli", "serve", "integrations"}  # nobody else imports these
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from paella.pipeline import Cancelled, Paella, resolve_device, resolve_dtype
+from paella.engine import resolve_device, resolve_dtype
+from paella.pipeline import Cancelled, Paella
 from paella.sampler import SamplerSettings
 
 
@@ -187,3 +188,9 @@ def test_only_the_predictor_takes_the_dtype(tiny_model: Any) -> None:
     assert content(half.generate("a dog", n=2)) == [
         picture.tobytes() for seed in (0, 1) for picture in half.generate("a dog", seed=seed)
     ]
+
+
+def test_a_prompt_that_clip_does_not_read_to_its_end_is_named(tiny: Paella) -> None:
+    words = "a dog on a red background " * 20
+    with pytest.warns(UserWarning, match=f"^prompt: cut to the {tiny.clip.context} tokens that CLIP reads: 'a dog"):  # type: ignore[union-attr]
+        tiny.generate(words, steps=1)

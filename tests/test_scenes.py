@@ -161,7 +161,10 @@ def test_held_out_pairs_are_drawn_only_when_asked_for() -> None:
     rng = generator(3)
     names = NAMES[:12]
     assert not any(scenes.held_out(scenes.draw_scene(rng, names)) for _ in range(1500))
-    assert all(scenes.held_out(scenes.draw_scene(rng, names, accept=scenes.held_out)) for _ in range(20))
+    pairs = [
+        scenes.draw_scene(rng, names, layouts=["horizontal", "vertical"], accept=scenes.held_out) for _ in range(20)
+    ]
+    assert all(map(scenes.held_out, pairs))
 
 
 def test_lookalikes_are_not_held_out_and_else_differ_in_one_respect() -> None:
@@ -367,3 +370,16 @@ def test_pairs_are_worded_from_either_object_as_often_as_asked() -> None:
         mirrored = [" to the right of " in it or " below " in it for it in words]
         pairs = [it for it in words if any(w in it for w in (" left of ", " right of ", " above ", " below "))]
         assert sum(mirrored) / len(pairs) == pytest.approx(share, abs=0.05)
+
+
+def test_every_layout_has_its_share_whatever_is_accepted() -> None:
+    rng, names = np.random.default_rng(0), NAMES
+    drawn = [
+        scenes.draw_scene(rng, names, accept=lambda it: len(it.objects) == 1 or scenes.held_out(it)) for _ in range(400)
+    ]
+    found = [sum(scene.layout == layout for scene in drawn) / len(drawn) for layout in LAYOUTS]
+    assert found == pytest.approx(scenes.LAYOUT_SHARES, abs=0.07)
+    with pytest.raises(ValueError, match=r"^objects: of these 2 no horizontal scene is allowed"):
+        scenes.draw_scene(rng, names[:2], layouts=["horizontal"], accept=lambda scene: False)
+    with pytest.raises(ValueError, match=r"^objects: a pair needs two"):
+        scenes.draw_scene(rng, ["fox"], layouts=["vertical"])

@@ -25,11 +25,11 @@ from paella import checkpoint
 from paella.checkpoint import load_predictor, load_vqgan, save_vqgan
 from paella.data import Stream, collate, open_data, open_loader
 from paella.data.folder import Folder
-from paella.data.scenes import Scene, held_out
+from paella.data.scenes import Scene, Scenes, held_out
 from paella.train import clip as clip_training
 from paella.train import loop
 from paella.train.loop import Average, Stage, learning_rate, load_checkpoint, parameter_groups, save_checkpoint
-from paella.train.predictor import SmoothedCrossEntropy, clean_regions
+from paella.train.predictor import SmoothedCrossEntropy, TokenStage, clean_regions
 from paella.train.recipe import DataConfig, OptimizerConfig, Recipe, load_recipe
 from paella.train.vqgan import reconstruction_figures
 from paella.unet import TokenPredictor
@@ -134,10 +134,32 @@ def test_a_wrong_entry_is_named(overrides: list[str], words: str) -> None:
         load_recipe(schema("predictor"), None, [*(["output=x"] if overrides else []), *overrides])
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=0", "steps: must be at least 1, not 0"),
+        ("log_every=0", "log_every: must be at least 1, not 0"),
+        ("precision=fp8", "precision: must be bf16 or no, not 'fp8'"),
+        ("data.jitter=-1", r"data\.jitter: must be at least 0, not -1"),
+        ("data.size=15", r"data\.size: must be a multiple of [24], the VQGAN's compression, not 15"),
+        ("data.mirrored=2", r"data\.mirrored: must be within 0 \.\.\. 1, not 2"),
+        ("data.objects=[fox,blob]", r"data\.objects: 'blob' is not in the vocabulary"),
+        ("data.objects=[]", r"data\.objects: must not be empty"),
+        ("data.shares=[1,2]", r"data\.shares: must be one for each of"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["vqgan", "predictor"])
+def test_a_value_out_of_range_is_refused_before_the_first_step(
+    kind: str, override: str, message: str, tiny_model: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_stage(kind, tiny_model, override)
+
+
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^recipe: cannot read .*missing\.yaml"):
         load_recipe(Recipe, tmp_path / "missing.yaml")
-    for text, words in (("output: x\nstepz: 5\n", "stepz"), ("output: [x\n", "line")):
+    for text, words in (("output: x\nstepz: 5\n", "stepz"), ("output: [x\n", "line"), ("- steps\n", "")):
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"^recipe: .*{words}"):
             load_recipe(Recipe, tmp_path / "wrong.yaml")
@@ -195,7 +217,7 @@ def test_held_out_pairs_are_never_in_the_data(lookalike_groups: bool) -> None:
 
 
 def test_clip_is_judged_on_held_out_pairs() -> None:
-    _, captions = clip_training.hard_gallery(DataConfig(size=16), seed=0)
+    _, captions = clip_training.hard_gallery(Scenes(16), seed=0)
     assert len(set(captions)) == len(captions) == 24
     assert any(held_out(Scene(pair, "white", "horizontal")) for pair in map(pair_of, captions) if pair)
 
@@ -442,6 +464,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert not [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
     speed = {"samples per second": None}
     assert [{**row, **speed} for row in rows(resumed)] == [{**row, **speed} for row in rows(whole)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train("predictor", tiny_model, tmp_path, "steps=2")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    usual = TokenStage.losses
+
+    def losses(self: Any, pixels: torch.Tensor, annotations: Any, step: int) -> Any:
+        for part, loss, metrics in usual(self, pixels, annotations, step):
+            yield part, loss * math.nan, metrics
+
+    monkeypatch.setattr(TokenStage, "losses", losses)
+    with pytest.raises(RuntimeError, match=r"^predictor: its loss or gradient is no longer finite in step 3"):
+        train("predictor", tiny_model, tmp_path, "steps=4")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
 
 
 def test_a_finished_run_is_not_trained_again(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

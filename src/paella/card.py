@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from paella.labels import Labels
 
 if TYPE_CHECKING:
-    from paella.pipeline import Paella
+    from paella.engine import Engine
 
 CARD = """\
 ---
@@ -39,7 +39,7 @@ pictures = Paella.from_pretrained({repo_id!r}).generate({prompt!r})
 """
 
 
-def describe(pipeline: Paella) -> dict[str, str]:
+def describe(pipeline: Engine) -> dict[str, str]:
     """The model's parts, sizes and settings, in words."""
     config, encoder = pipeline.vqgan.config, pipeline.clip
     if isinstance(encoder, Labels):
@@ -58,7 +58,7 @@ def describe(pipeline: Paella) -> dict[str, str]:
     }
 
 
-def model_card(pipeline: Paella, repo_id: str, results: str = "") -> str:
+def model_card(pipeline: Engine, repo_id: str, results: str = "") -> str:
     """The README.md of a model's repository.
 
     Args:

@@ -30,7 +30,7 @@ from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
 
 if TYPE_CHECKING:
-    from paella.pipeline import Paella
+    from paella.engine import Engine
 
 FORMAT = 1
 Predictor = TokenPredictor | TransformerPredictor
@@ -298,7 +298,7 @@ def load_clip(name: str | Path) -> Clip:
     return Clip.load(folder / "clip" if own_parts else name)
 
 
-def save_model(pipeline: Paella, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
+def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
     """Writes a complete model folder, in half precision by default; `load_model` reads it back.
 
     All of it is written beside the folder first, and then moved into it file by file.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,12 +94,13 @@ class Clip:
         """The same model with embeddings as the contrastive loss compares them."""
         return Clip(self.model, self.tokenizer, mean=self.mean, std=self.std)
 
+    def is_cut(self, text: str) -> bool:
+        """Whether the text is longer than the encoder reads."""
+        return len(self.tokenizer(text)["input_ids"]) > self.context
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> token ids (B,L) int64, padded; a text longer than the encoder reads is cut with a warning."""
+        """Texts -> token ids (B,L) int64, padded; a text longer than the encoder reads is cut."""
         ids = self.tokenizer(list(texts))["input_ids"]
-        for text, own in zip(texts, ids, strict=True):
-            if len(own) > self.context:
-                warnings.warn(f"prompt: cut to the {self.context} tokens that CLIP reads: {text!r}", stacklevel=3)
         ids = [own if len(own) <= self.context else [*own[: self.context - 1], own[-1]] for own in ids]
         length = max(map(len, ids))
         pad = self.tokenizer.pad_token_id

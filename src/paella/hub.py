@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from paella.card import model_card
 
 if TYPE_CHECKING:
-    from paella.pipeline import Paella
+    from paella.engine import Engine
 
 
 def push(
-    pipeline: Paella,
+    pipeline: Engine,
     folder: Path,
     repo_id: str,
     *,

@@ -27,12 +27,13 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
     return [Image.fromarray(value) for value in values]
 
 
-def open_picture(picture: Picture, name: str = "image") -> Image.Image:
+def open_picture(picture: Picture, name: str = "image", behind: str = "white") -> Image.Image:
     """Any picture -> RGB; see `as_rgb`.
 
     Args:
         picture: arrays are uint8, (H,W) gray or (H,W,3) or (H,W,4).
         name: the argument's name, for errors.
+        behind: the colour that shows where it is transparent.
 
     Raises:
         ValueError: it cannot be read, or is none.
@@ -48,7 +49,7 @@ def open_picture(picture: Picture, name: str = "image") -> Image.Image:
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
-    return as_rgb(picture)
+    return as_rgb(picture, behind)
 
 
 def read_picture(file: str | Path, name: str = "image") -> Image.Image:
@@ -66,8 +67,8 @@ def read_picture(file: str | Path, name: str = "image") -> Image.Image:
     return picture
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A picture of any mode as RGB, upright: turned as its EXIF data say, what is transparent laid over white.
+def as_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
+    """A picture of any mode as RGB, upright: turned as its EXIF data say, what is transparent laid over a colour.
 
     Gray of 16 bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
     """
@@ -85,26 +86,29 @@ def as_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow has no direct way to RGBA
         image = image.convert("LA")
     picture = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture).convert("RGB")
 
 
 def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tensor:
-    """Any mask -> (H,W) bool, True where it is white (at least half).
+    """Any mask -> (H,W) bool, True where it is white (at least half); what is transparent is black.
 
     Args:
         mask: arrays are (H,W), bool, uint8, or floating-point in [0, 1].
         size: (width, height) that it must have.
 
     Raises:
-        ValueError: it cannot be read, or has another size.
+        ValueError: it cannot be read, has another size, or is nowhere white.
     """
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "bf":
         mask = ((mask >= 0.5) * 255).astype(np.uint8)
-    picture = open_picture(mask, name).convert("L")
+    picture = open_picture(mask, name, behind="black").convert("L")
     if picture.size != size:
         expected, found = (f"{width} x {height}" for width, height in (size, picture.size))
         raise ValueError(f"{name}: must have the picture's size, {expected} pixels (width x height), not {found}")
-    return torch.from_numpy(np.asarray(picture) >= 128)
+    area = torch.from_numpy(np.asarray(picture) >= 128)
+    if not area.any():
+        raise ValueError(f"{name}: is black all over: nothing is marked")
+    return area
 
 
 def halves(width: int, height: int) -> dict[str, Box]:
@@ -132,10 +136,7 @@ def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mappin
     if isinstance(where, str) and where in named:
         where = named[where]
     if not isinstance(where, tuple | list):
-        area = open_mask(where, size, "regions")
-        if not area.any():
-            raise ValueError("regions: a mask is black all over")
-        return area
+        return open_mask(where, size, "regions")
     if len(where) != 4:
         raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
     left, top, right, bottom = where

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from paella import checkpoint, edits
+from paella import edits
 from paella.canvas import Canvas
-from paella.clip import Clip
+from paella.engine import Cancelled, Engine, OnStep, Options, per_picture
 from paella.images import (
     Box,
     Picture,
@@ -29,116 +24,19 @@ from paella.images import (
     padded_to_multiple,
     region_mask,
     retouched,
-    to_pictures,
-    to_tensor,
     token_mask,
 )
-from paella.labels import Labels
-from paella.method import method_of
-from paella.sampler import SamplerSettings, guided
-from paella.vqgan import VQGAN
 
-OnStep = Callable[[int, int, Tensor], bool | None]
+__all__ = ["Cancelled", "OnStep", "Paella"]
+
 Region = tuple[str, str | Box | Picture]  # a prompt, and where: left, right, top or bottom (a half), a box or a mask
 
 
-class Options(TypedDict, total=False):
-    """What every ability takes beside its own arguments; see `Paella.generate`."""
-
-    steps: int | None
-    guidance: float | None
-    typical_mass: float | None
-    temperature: float | None
-    negative_prompt: str | None
-    seed: int | Sequence[int]
-    on_step: OnStep | None
-
-
-class Cancelled(Exception):
-    """`on_step` returned False."""
-
-
-class Paella:
+class Paella(Engine):
     """A text-to-image model: token predictor, VQGAN and CLIP, with its own default settings.
 
-    Args:
-        predictor, vqgan, clip: the three parts; see `from_pretrained` for the usual way to get them. A table of labels
-            may stand in CLIP's place: then a prompt is the name of a label.
-        settings: what a call uses where it does not say otherwise.
-        size: side in pixels of the pictures that the model was trained on, and the default.
-        name: recorded in the metadata of its pictures.
-        objects: names of the objects it was trained to draw, where there is such a list.
-        recipe: what its predictor was trained by, where that is known.
+    `from_pretrained` is the usual way to get one; for its attributes and for making one of parts see `Engine`.
     """
-
-    def __init__(
-        self,
-        predictor: checkpoint.Predictor,
-        vqgan: VQGAN,
-        clip: Clip | Labels,
-        settings: SamplerSettings,
-        size: int,
-        *,
-        name: str = "paella",
-        objects: Sequence[str] = (),
-        recipe: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
-        self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
-        self.recipe = recipe
-
-    @classmethod
-    def from_pretrained(
-        cls, model: str | Path | None = None, device: str = "auto", dtype: str | torch.dtype = "auto"
-    ) -> Paella:
-        """Loads a model.
-
-        Args:
-            model: a model folder or a hub id; None is the built-in model, which needs no network.
-            device: "auto" is a GPU where there is one, else the CPU.
-            dtype: of the predictor, whose cost is nearly everything: "auto" is bfloat16 where the processor is fast
-                at it, else float32. The VQGAN and CLIP stay in float32.
-
-        Raises:
-            CheckpointError: the folder is not a whole model; the message names the file.
-            ValueError: an unknown device or dtype.
-        """
-        folder = checkpoint.model_folder("builtin" if model is None else model)
-        if not folder.exists() and len(Path(str(model)).parts) == 2 and not Path(str(model)).is_absolute():
-            folder = checkpoint.downloaded(str(model))
-        pipeline = cls(**checkpoint.load_model(folder))
-        place = resolve_device(device)
-        return pipeline.to(place, resolve_dtype(dtype, place))
-
-    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Paella:
-        """Moves all parts to that device, and the predictor to that dtype; None = as it is. Returns itself."""
-        self.predictor.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.vqgan.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.clip.to(device)
-        return self
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the model as a folder that `from_pretrained` reads."""
-        checkpoint.save_model(self, Path(folder), dtype=None)
-
-    def push_to_hub(
-        self, repo_id: str, *, results: str = "", private: bool | None = None, token: str | None = None
-    ) -> str:
-        """Uploads what `save_pretrained` writes, for `from_pretrained(repo_id)`; see `hub.push`."""
-        from paella import hub
-
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
-
-    @property
-    def device(self) -> torch.device:
-        return self.predictor.clf.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the predictor."""
-        return self.predictor.clf.weight.dtype
 
     def generate(
         self,
@@ -172,7 +70,7 @@ class Paella:
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        prompts = _prompts(prompt, n)
+        prompts = per_picture(prompt, n)
         if not all(text.strip() for text in prompts):
             raise ValueError("prompt: must not be empty")
         options: Options = {
@@ -215,17 +113,21 @@ class Paella:
         """
         picture = open_picture(image)
         given = list(mask) if isinstance(mask, Sequence) and not isinstance(mask, str) else [mask]
+        if not given:
+            raise ValueError("mask: must be a mask, or a list of at least one")
         masks = torch.stack([open_mask(one, picture.size) for one in given])
-        if not masks.flatten(1).any(1).all():
-            raise ValueError("mask: is black all over: there is nothing to repaint")
         if len(masks) > 1 and not isinstance(prompt, str):
             if len(prompt) != len(masks):
                 raise ValueError(f"prompt: must be one, or one for each of the {len(masks)} masks, not {len(prompt)}")
-            regions = list(zip(prompt, masks, strict=True))
-            prompts = _prompts(" | ".join(prompt), n)
+            regions, rest = list(zip(prompt, masks, strict=True)), ""
+            prompts = per_picture(" | ".join(prompt), n)
         else:
-            regions, prompts = [], _prompts(prompt, n)
-        return self._repaint("inpaint", picture, masks.any(0), prompts, regions, options, margin=1, feather=feather)
+            regions, rest = [], None
+            prompts = per_picture(prompt, n)
+        hole = masks.any(0)
+        return self._repaint(
+            "inpaint", picture, hole, prompts, regions, options, edited=hole, rest=rest, feather=feather
+        )
 
     def outpaint(
         self,
@@ -267,10 +169,12 @@ class Paella:
         sides = ((top, bottom), (left, right))
         known = np.pad(np.asarray(picture), (*sides, (0, 0)), mode="symmetric")
         height, width = known.shape[:2]
+        inside = slice(top, height - bottom), slice(left, width - right)
         new = torch.ones(height, width, dtype=torch.bool)
-        new[top : height - bottom, left : width - right] = False
+        new[inside] = False
+        edited = torch.zeros_like(new)
         if mask is not None:
-            new[top : height - bottom, left : width - right] = open_mask(mask, picture.size)
+            edited[inside] = open_mask(mask, picture.size)
         strips = {
             "left": (0, 0, left, height),
             "right": (width - right, 0, width, height),
@@ -278,11 +182,13 @@ class Paella:
             "bottom": (0, height - bottom, width, height),
         }
         areas = [(text, region_mask(where, (width, height), strips)) for text, where in regions]
-        prompts = _prompts(prompt, n)
+        prompts = per_picture(prompt, n)
         # the known part starts on the token grid, so that its tokens are those of the picture
         f = self.vqgan.config.f
         origin = (-left % f, -top % f)
-        return self._repaint("outpaint", Image.fromarray(known), new, prompts, areas, options, origin=origin)
+        return self._repaint(
+            "outpaint", Image.fromarray(known), new | edited, prompts, areas, options, edited=edited, origin=origin
+        )
 
     def vary(
         self,
@@ -315,7 +221,7 @@ class Paella:
         embedding = self._embed_picture(open_picture(image))
         if prompt is not None:
             embedding = edits.slerp(embedding, self._embed([prompt])[0], strength)
-        prompts = _prompts(prompt or "", n)
+        prompts = per_picture(prompt or "", n)
         condition = embedding[None, :, None, None].expand(n, -1, 1, 1)
         record = {} if prompt is None else {"strength": str(strength)}
         return self._draw(
@@ -386,7 +292,7 @@ class Paella:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         picture = open_picture(image)
         tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
-        prompts = _prompts(prompt, n)
+        prompts = per_picture(prompt, n)
         seeds = self._seeds(options.get("seed", 0), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
@@ -435,70 +341,10 @@ class Paella:
         pixels = (width * f, height * f)
         areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]
         condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
-        prompts = _prompts(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
+        prompts = per_picture(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
         return self._draw(
             "compose", prompts, (height, width), partial(edits.text_to_image, condition=condition), options
         )
-
-    def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-        """The pictures as the tokenizer gives them back: the best that any picture of this model can be.
-
-        Their sides must be multiples of the tokenizer's f, and all of one size.
-        """
-        pixels = to_tensor(pictures).to(self.device)
-        return to_pictures(torch.cat([self.vqgan.decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
-
-    def _grid(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """The grid's height and width for a size in pixels."""
-        f = self.vqgan.config.f
-        height, width = (self.size, self.size) if size is None else (size, size) if isinstance(size, int) else size
-        if height < f or width < f:
-            raise ValueError(f"size: must be at least {f} x {f} pixels, not {height} x {width}")
-        if height % f or width % f:
-            nearest = " x ".join(str(max(f, math.floor(side / f + 0.5) * f)) for side in (height, width))
-            raise ValueError(f"size: must be multiples of {f}, not {height} x {width}; the nearest is {nearest}")
-        return height // f, width // f
-
-    def _draw(
-        self,
-        ability: str,
-        prompts: Sequence[str],
-        grid: tuple[int, int],
-        canvas: Callable[[Tensor], Canvas],
-        options: Options,
-        record: Mapping[str, str] | None = None,
-        *,
-        seeds: Sequence[int] | None = None,
-        renoise: str | None = None,
-    ) -> list[Image.Image]:
-        """What all abilities share: random tokens become a canvas, the canvas pictures that say how they were made.
-
-        Args:
-            ability: its name, for the metadata.
-            prompts: one for each picture, for the metadata.
-            grid: height and width in tokens.
-            canvas: makes the canvas, given random tokens (B,h,w).
-            options: of `generate`.
-            record: more to say in the metadata.
-            seeds: where they are not `seed + i`.
-            renoise: where it is not the settings' own.
-        """
-        if unknown := options.keys() - Options.__annotations__.keys():
-            raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
-        given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
-        changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
-        settings = replace(self.settings, **changed)  # type: ignore[arg-type]
-        seeds = self._seeds(options.get("seed", 0), len(prompts)) if seeds is None else seeds
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
-        negative = options.get("negative_prompt")
-        null = self._embed([negative or ""])[:, :, None, None]
-        pictures = to_pictures(self._sample(canvas(noise), settings, generators, null, options.get("on_step")))
-        more = dict(record or {}) if negative is None else {**(record or {}), "negative_prompt": negative}
-        for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
-            made = {"ability": ability, "prompt": prompt, "seed": str(seed), "model": self.name}
-            picture.info.update(made | {"settings": json.dumps(asdict(settings))} | more)
-        return pictures
 
     def _repaint(
         self,
@@ -509,15 +355,18 @@ class Paella:
         regions: Sequence[tuple[str, Tensor]],
         options: Options,
         *,
-        margin: int = 0,
+        edited: Tensor,
+        rest: str | None = None,
         feather: int = 0,
         origin: tuple[int, int] = (0, 0),
     ) -> list[Image.Image]:
         """In- and outpainting: new tokens where the mask (H,W) is True, the picture's own pixels everywhere else.
 
         Args:
-            regions: prompts for parts of the mask, (H,W) bool; where there are none, those of `prompts` hold.
-            margin: how many tokens around the mask are drawn anew as well.
+            prompts: one for each picture, for the metadata.
+            regions: prompts for parts of the picture, (H,W) bool.
+            edited: (H,W) bool, the part of the mask around which one more token is drawn anew.
+            rest: the prompt where there is no region; None = that of the picture.
             feather: see `composite`.
             origin: (x, y) of the picture's corner on the token grid, each in 0 ... f-1.
         """
@@ -530,11 +379,17 @@ class Paella:
         def aligned(area: Tensor) -> Tensor:
             return torch.nn.functional.pad(area, (x, -(x + area.shape[1]) % f, y, -(y + area.shape[0]) % f))
 
-        hole = token_mask(aligned(mask), f, margin).to(self.device)
+        def spread(area: Tensor) -> Tensor:
+            """All pixels of the tokens that hold one of the area's, and of one more around what is edited."""
+            reached = token_mask(aligned(area), f) | token_mask(aligned(area & edited), f, margin=1)
+            return reached.repeat_interleave(f, 0).repeat_interleave(f, 1)
+
+        hole = spread(mask)[::f, ::f].to(self.device)
+        own = prompts if rest is None else [rest] * len(prompts)
         if regions:
-            condition = self._condition_map([(text, aligned(area)) for text, area in regions], prompts, softness=0)
+            condition = self._condition_map([(text, spread(area)) for text, area in regions], own, softness=0)
         else:
-            condition = self._embed(prompts)[:, :, None, None]
+            condition = self._embed(own)[:, :, None, None]
 
         def canvas(noise: Tensor) -> Canvas:
             return edits.free(edits.known(tokens.expand_as(noise), condition), hole, noise)
@@ -546,113 +401,3 @@ class Paella:
         for result, one in zip(results, painted, strict=True):
             result.info = one.info
         return results
-
-    def _condition_map(
-        self, regions: Sequence[tuple[str, Tensor]], backgrounds: Sequence[str], softness: int
-    ) -> Tensor:
-        """(B,d,h,w): a prompt for each region (H,W) bool, one of the B backgrounds everywhere else."""
-        weights = edits.soft_weights(torch.stack([area for _, area in regions]), self.vqgan.config.f, softness)
-        own = self._embed([text for text, _ in regions])
-        rest = self._embed(backgrounds)
-        return torch.cat([edits.condition_map(torch.cat([own, one[None]]), weights.to(own)) for one in rest])
-
-    @torch.inference_mode()
-    def _encode(self, picture: Image.Image) -> Tensor:
-        """Tokens (1,h,w) of a picture whose sides are multiples of f."""
-        return self.vqgan.encode(to_tensor([picture]).to(self.device))
-
-    @torch.inference_mode()
-    def _decode(self, tokens: Tensor) -> Tensor:
-        """Pixels (B,3,H,W) in [0, 1] of tokens (B,h,w)."""
-        return self.vqgan.decode(tokens).float().cpu()
-
-    def _embed_picture(self, picture: Image.Image) -> Tensor:
-        """The picture's CLIP embedding (d,)."""
-        return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
-
-    @staticmethod
-    def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
-        if len(seeds) != count:
-            raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
-        if not all(0 <= one < 2**63 for one in seeds):
-            raise ValueError(f"seed: must be in 0 ... 2^63 - 1, not {seed}")
-        return seeds
-
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embeddings (B,d); an empty prompt is the null condition. Each distinct text is embedded once, alone."""
-        texts = {text for text in prompts if text.strip()}
-        known = {text: self.clip.embed_text([text])[0] for text in sorted(texts)}
-        null = torch.zeros(self.clip.dim, device=self.device)
-        return torch.stack([known.get(text, null) for text in prompts])
-
-    @torch.inference_mode()
-    def _sample(
-        self,
-        canvas: Canvas,
-        settings: SamplerSettings,
-        generators: Sequence[torch.Generator],
-        null: Tensor,
-        on_step: OnStep | None,
-    ) -> Tensor:
-        """Runs the loop and decodes: pixels (B,3,H,W) in [0, 1].
-
-        On the CPU pictures are made one at a time: a matrix product may round differently in a larger batch, and a
-        picture must not depend on its batch. Little is lost, as one picture keeps all cores busy.
-        """
-        chunk = 1 if self.device.type == "cpu" else 16
-        method = method_of(self.predictor)
-        pixels = []
-        for first in range(0, len(generators), chunk):
-            part = slice(first, first + chunk)
-            own = Canvas(canvas.tokens[part], canvas.frozen[part], canvas.condition[part], canvas.start)
-            denoise = guided(self.predictor.conditioned, own.condition, null, settings.guidance)
-            tokens = own.tokens
-            for step, tokens in enumerate(method.sample(denoise, own, settings, generators[part]), 1):
-                if on_step is not None and on_step(step, settings.steps, tokens) is False:
-                    raise Cancelled
-            pixels.append(self._decode(tokens))
-        return torch.cat(pixels)
-
-
-def _prompts(prompt: str | Sequence[str], n: int) -> list[str]:
-    """One for each picture, prompt-major."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError("prompt: must be a string, or a list of at least one")
-    if n < 1:
-        raise ValueError(f"n: must be at least 1, not {n}")
-    return [text for text in prompts for _ in range(n)]
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {device!r} is not available here; auto and cpu are") from error
-    return place
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 where the processor multiplies it natively, else float32.
-
-    Raises:
-        ValueError: neither of float32, bfloat16 and float16.
-    """
-    if dtype == "auto":
-        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in allowed.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in allowed:
-        raise ValueError(f"dtype: must be auto, {', '.join(allowed)}, not {dtype!r}")
-    return allowed[dtype]

@@ -76,7 +76,7 @@ def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] 
         def write(pictures: list[Image]) -> Path:
             if animated:
                 return write_animation(pictures, output)
-            return write_pictures(pictures, output, seeds_in_captions=count > 1)
+            return write_pictures(pictures, output, seeds_in_captions=count > 1, source=own.get("image"))
 
         draw(
             lambda: load_pipeline(model),
@@ -177,7 +177,9 @@ def interpolate(
 
     --output may also be a .gif or .webp file: an animation.
     """
-    ends = [Path(text) if Path(text).suffix and Path(text).is_file() else text for text in (start, end)]
+    from paella.data.folder import PICTURE_SUFFIXES
+
+    ends = [Path(text) if text.lower().endswith(tuple(PICTURE_SUFFIXES)) else text for text in (start, end)]
     pixels = None if size is None else parse_size(size)
     return frames, lambda pipeline, options: pipeline.interpolate(ends[0], ends[1], frames, size=pixels, **options)
 

@@ -33,7 +33,7 @@ class Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            warnings.filterwarnings("always", message=r"[a-z_]+: ")  # ours begin with the argument's name
+            warnings.filterwarnings("always", message=r"[a-z_.]+: ")  # ours begin with the argument's name
             warnings.showwarning = _print_warning
             try:
                 return super().invoke(ctx)

@@ -66,10 +66,13 @@ def write_picture(picture: Image, path: Path) -> None:
     write_file(path, lambda file: picture.save(file, "PNG", pnginfo=about))
 
 
-def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bool) -> Path:
+def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bool, source: Path | None = None) -> Path:
     """Writes the pictures, and a contact sheet of several; returns the file to look at.
 
     A .png file gets the one picture or the sheet, a folder all of them.
+
+    Args:
+        source: the picture that they were made from, for their names.
     """
     single = is_picture_file(output)
     path = output
@@ -78,7 +81,10 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
     if not single:
         frames = len({picture.info["seed"] for picture in pictures}) < len(pictures)  # they share their seed
         for index, picture in enumerate(pictures):
-            stem = _file_stem(picture.info["prompt"] or picture.info["ability"])
+            words = picture.info["prompt"]
+            if picture.info["ability"] != "generate":
+                words = f"{source.stem if source else ''} {picture.info['ability']} {words}"
+            stem = _file_stem(words)
             path = output / f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png"
             write_picture(picture, path)
     if len(pictures) > 1:

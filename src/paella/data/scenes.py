@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from importlib import resources
+from itertools import permutations
 from typing import Literal, get_args
 
 import emoji
@@ -81,6 +82,11 @@ def all_objects() -> dict[str, str]:
 def held_out(scene: Scene) -> bool:
     """Whether the scene is a pair kept for evaluation: a tenth of all ordered pairs, by a hash of their names."""
     return len(scene.objects) == 2 and int(hashlib.sha1("|".join(scene.objects).encode()).hexdigest(), 16) % 10 == 0
+
+
+def any_held_out(names: Sequence[str]) -> bool:
+    """Whether a pair of these objects is kept for evaluation."""
+    return any(held_out(Scene(pair, "white", "horizontal")) for pair in permutations(names, 2))
 
 
 def draw_scene(
@@ -288,12 +294,13 @@ def hard_scenes(
     That many, or fewer where so few objects do not have that many captions.
     """
     names = list(objects() if names is None else names)
+    layouts = LAYOUTS if any_held_out(names) else LAYOUTS[:2]
     rng = np.random.default_rng((seed, 1))
     seen: set[str] = set()
     idle = 0  # scenes in a row that had no new caption
     while len(seen) < count and idle < 1000:
         before = len(seen)
-        scene = draw_scene(rng, names, accept=lambda scene: len(scene.objects) == 1 or held_out(scene))
+        scene = draw_scene(rng, names, layouts=layouts, accept=lambda scene: len(scene.objects) == 1 or held_out(scene))
         for one in (scene, *lookalikes(scene, rng, names)):
             words = caption(one, rng, full=True)
             if words not in seen and len(seen) < count:
@@ -330,8 +337,14 @@ class Scenes:
     ) -> None:
         if len(shares) != len(LAYOUTS) or not all(share >= 0 for share in shares) or not 0 < sum(shares) < np.inf:
             raise ValueError(f"shares: must be one for each of {', '.join(LAYOUTS)}, 0 or more, not {list(shares)}")
+        if not 0 <= mirrored <= 1:
+            raise ValueError(f"mirrored: must be within 0 ... 1, not {mirrored}")
         self.size, self.seed, self.snap, self.jitter, self.shares = size, seed, snap, jitter, shares
         self.names = list(objects() if names is None else names)
+        if unknown := [name for name in self.names if name not in all_objects()]:
+            raise ValueError(f"objects: {unknown[0]!r} is not in the vocabulary")
+        if not self.names:
+            raise ValueError("objects: must not be empty")
         self.wording, self.mirrored, self.lookalike_groups = wording, mirrored, lookalike_groups
         if wording not in get_args(Wording):
             raise ValueError(f"wording: must be one of {', '.join(get_args(Wording))}, not {wording!r}")

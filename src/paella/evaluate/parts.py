@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, captions
+from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, Scenes, captions
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
@@ -46,7 +46,6 @@ def evaluate_parts(
         right unworked.
     """
     from paella.train.clip import hard_gallery, retrieval
-    from paella.train.recipe import DataConfig
     from paella.train.vqgan import reconstruction_figures
 
     shares = dict(zip(LAYOUTS, LAYOUT_SHARES, strict=True))
@@ -57,7 +56,7 @@ def evaluate_parts(
     ]
     pictures = real_pictures([scene for scene, _ in prompts], pipeline.size, seed, snap=snap, jitter=jitter)
     pixels = to_tensor(pictures).to(pipeline.device)
-    gallery = hard_gallery(DataConfig(size=pipeline.size, objects=None if names is None else list(names)), seed + 1)
+    gallery = hard_gallery(Scenes(pipeline.size, names=names), seed + 1)
     return {
         "vqgan": reconstruction_figures(pipeline.vqgan, pixels),
         "clip": {

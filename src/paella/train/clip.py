@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from paella.data.folder import Folder
 from paella.data.scenes import Scenes, hard_scenes
 from paella.images import contact_sheet
 from paella.train.loop import Loss, Stage, train
-from paella.train.recipe import DataConfig, Recipe
+from paella.train.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -147,7 +148,7 @@ class ClipStage(Stage):
             self.clip.model.vision_model.requires_grad_(False)
             self.clip.model.visual_projection.requires_grad_(False)
         self.modules = {"towers": Towers(self.clip)}
-        self.gallery = hard_gallery(recipe.data, recipe.seed + 1)
+        self.gallery = hard_gallery(self.data, recipe.seed + 1)
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
         ids = self.clip.tokenize(captions).to(pixels.device)
@@ -191,15 +192,26 @@ def _captions(data: Folder | Scenes, count: int) -> list[str]:
     return [caption for captions in data.captions for caption in captions]
 
 
-def hard_gallery(config: DataConfig, seed: int) -> tuple[list[Image.Image], list[str]]:
-    """Held-out pictures and captions, no caption twice. Scenes come in groups of lookalikes, pairs held-out ones."""
-    if config.folder is not None:
-        data = open_data(config, seed)
-        samples = [data[i] for i in range(min(GALLERY, length(data) or GALLERY))]
+def hard_gallery(data: Folder | Scenes, seed: int) -> tuple[list[Image.Image], list[str]]:
+    """Pictures and captions to be told apart: groups of lookalikes, no caption twice; or a folder's first ones."""
+    if isinstance(data, Scenes):
+        samples = list(hard_scenes(GALLERY, data.size, seed, data.names))
     else:
-        samples = list(hard_scenes(GALLERY, config.size, seed, config.objects))
+        samples = [data[i] for i in range(min(GALLERY, len(data)))]
     pictures, captions = zip(*samples, strict=True)
     return list(pictures), list(captions)
+
+
+def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
+    """Says how many of a folder's captions CLIP does not read to their end."""
+    if not isinstance(data, Scenes):
+        captions = _captions(data, 0)
+        cut = sum(map(clip.is_cut, captions))
+        if cut:
+            warnings.warn(
+                f"data.folder: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
+                stacklevel=2,
+            )
 
 
 def unit_embeddings(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from paella.checkpoint import write_tensors
+from paella.checkpoint import write_json, write_tensors
 from paella.data import PictureData, open_loader
 from paella.train.recipe import OptimizerConfig, Recipe
 
@@ -313,7 +313,7 @@ class _Journal:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(self.output / "tensorboard"))
-            (self.output / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1) + "\n")
+            write_json(asdict(self.recipe), self.output / "recipe.json")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -346,6 +346,8 @@ class _Journal:
         picture.save(folder / f"{step:07d}.png")
         if figures:
             self._write(step, figures)
+            if self.active:
+                print(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         self.since += time.monotonic() - before
 
     def _write(self, step: int, figures: dict[str, float]) -> None:

@@ -20,6 +20,7 @@ from paella.images import contact_sheet
 from paella.method import method_of
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
+from paella.train.clip import warn_of_cut_captions
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import DataConfig, Recipe
 from paella.unet import TokenPredictor, UNetConfig
@@ -106,6 +107,7 @@ class TokenStage(Stage):
         self.recipe = recipe
         torch.manual_seed(recipe.seed)  # of the initial weights
         self.vqgan = load_vqgan(recipe.vqgan).requires_grad_(False)
+        recipe.data.check_fits(self.vqgan.config.f)
         self.data = self.open_data(recipe.data, recipe.seed)
 
     def open_data(self, config: DataConfig, seed: int) -> Any:
@@ -183,10 +185,12 @@ class PredictorStage(TokenStage):
     """The condition is the CLIP embedding of the caption, or of the picture."""
 
     recipe: PredictorRecipe
+    data: Any  # scenes, or a folder
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
         self.clip = load_clip(recipe.clip)
+        warn_of_cut_captions(self.clip, self.data)
         self.modules = {"predictor": self.open_predictor(self.clip.dim)}
 
     @torch.no_grad()

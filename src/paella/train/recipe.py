@@ -28,6 +28,18 @@ class DataConfig:
     lookalike_groups: bool = False  # scenes: each with its three hard negatives
     workers: int = 0  # data loader processes
 
+    def __post_init__(self) -> None:
+        _check(self, "data.", size=1, snap=1, jitter=0, workers=0)
+
+    def check_fits(self, f: int) -> None:
+        """Makes sure that the pictures are whole tokens, of f pixels a side.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.size % f:
+            raise ValueError(f"data.size: must be a multiple of {f}, the VQGAN's compression, not {self.size}")
+
 
 @dataclass
 class OptimizerConfig:
@@ -62,9 +74,20 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
+    def __post_init__(self) -> None:
+        _check(self, "", steps=1, batch_size=1, log_every=1, preview_every=1)
+        if self.precision not in ("bf16", "no"):
+            raise ValueError(f"precision: must be bf16 or no, not {self.precision!r}")
+
     def record(self) -> dict[str, Any]:
         """What a finished model says of its making: all but the folder that the run was written to."""
         return {key: value for key, value in asdict(self).items() if key != "output"}
+
+
+def _check(record: Any, prefix: str, **least: int) -> None:
+    for name, bound in least.items():
+        if getattr(record, name) < bound:
+            raise ValueError(f"{prefix}{name}: must be at least {bound}, not {getattr(record, name)}")
 
 
 def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[str] = ()) -> R:
@@ -88,7 +111,7 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
     except OSError as error:
         raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except YAMLError as error:
+    except (YAMLError, TypeError) as error:  # TypeError: its top level is no mapping
         raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         # of its several lines, the first says what is wrong

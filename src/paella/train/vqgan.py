@@ -104,12 +104,13 @@ class VQGANStage(Stage):
     def __init__(self, recipe: VQGANRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)  # of the initial weights
-        self.data = open_data(recipe.data, recipe.seed)
         self.autoencoder = Autoencoder(recipe)
+        recipe.data.check_fits(self.autoencoder.vqgan.config.f)
+        self.data = open_data(recipe.data, recipe.seed)
         self.modules = {"autoencoder": self.autoencoder}
         if recipe.adversarial_from is not None:
             self.modules["discriminator"] = PatchDiscriminator()
-        unseen = open_data(recipe.data, recipe.seed + 1)
+        unseen = self.data if recipe.data.folder else open_data(recipe.data, recipe.seed + 1)
         count = min(256, length(unseen) or 256)
         self.fixed, _ = collate([unseen[i] for i in range(count)])
 
