@@ -90,3 +90,23 @@ def tiny(tiny_model: Path) -> Paella:
     from paella.pipeline import Paella
 
     return Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def small_gallery(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paella.train.clip.GALLERY", 24)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of ten tiny pictures with captions."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        low = np.repeat(np.repeat(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), 4, axis=0), 4, axis=1)
+        Image.fromarray(low).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture number {i}\n")
+    return folder

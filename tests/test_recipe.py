@@ -1,0 +1,79 @@
+"""Laws of recipes: later entries win, and whatever does not fit is named before anything starts."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training import RECIPES, SCHEMAS, make_stage, schema
+
+from paella.train.recipe import OptimizerConfig, Recipe, load_recipe
+
+pytestmark = pytest.mark.usefixtures("small_gallery")
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_recipe_of_the_repository_loads(path: Path) -> None:
+    kind = re.split(r"[-_.]", path.name)[0]
+    recipe = load_recipe(schema("predictor" if kind == "baseline" else kind), path)
+    assert recipe.steps > 0 and not Path(recipe.output).is_absolute()
+
+
+def test_there_is_a_recipe_for_every_stage() -> None:
+    assert {path.stem for path in RECIPES.glob("*.yaml")} >= set(SCHEMAS)
+
+
+def test_overrides_come_last(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("output: here\nsteps: 5\nmodel: {ch: 64, ch_mult: [1, 2]}\noptimizer: {warmup: 0.5}\n")
+    recipe: Any = load_recipe(schema("vqgan"), path, ["steps=7", "model.ch=32"])
+    assert (recipe.output, recipe.steps, recipe.optimizer.warmup) == ("here", 7, 0.5)
+    assert (recipe.model.ch, list(recipe.model.ch_mult)) == (32, [1, 2])
+    assert recipe.optimizer.learning_rate == OptimizerConfig().learning_rate
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["stepz=5"], "stepz"),
+        (["optimizer.momentum=1"], "momentum"),
+        (["steps=many"], "many"),
+        (["model.c_hidden=wide"], "wide"),
+        (["steps"], "'steps' is not of the form key=value"),
+        ([], "output"),  # what has no default
+    ],
+)
+def test_a_wrong_entry_is_named(overrides: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=f"^recipe: .*{words}"):
+        load_recipe(schema("predictor"), None, [*(["output=x"] if overrides else []), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=0", "steps: must be at least 1, not 0"),
+        ("log_every=0", "log_every: must be at least 1, not 0"),
+        ("precision=fp8", "precision: must be bf16 or no, not 'fp8'"),
+        ("data.jitter=-1", r"data\.jitter: must be at least 0, not -1"),
+        ("data.size=15", r"data\.size: must be a multiple of [24], the VQGAN's compression, not 15"),
+        ("data.mirrored=2", r"data\.mirrored: must be within 0 \.\.\. 1, not 2"),
+        ("data.objects=[fox,blob]", r"data\.objects: 'blob' is not in the vocabulary"),
+        ("data.objects=[]", r"data\.objects: must not be empty"),
+        ("data.shares=[1,2]", r"data\.shares: must be one for each of"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["vqgan", "predictor"])
+def test_a_value_out_of_range_is_refused_before_the_first_step(
+    kind: str, override: str, message: str, tiny_model: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_stage(kind, tiny_model, override)
+
+
+def test_a_wrong_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^recipe: cannot read .*missing\.yaml"):
+        load_recipe(Recipe, tmp_path / "missing.yaml")
+    for text, words in (("output: x\nstepz: 5\n", "stepz"), ("output: [x\n", "line"), ("- steps\n", "")):
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(ValueError, match=f"^recipe: .*{words}"):
+            load_recipe(Recipe, tmp_path / "wrong.yaml")

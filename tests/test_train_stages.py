@@ -1,0 +1,211 @@
+"""Laws of the three stages."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+from torch.optim import AdamW
+from training import make_stage, rows, train
+
+from paella.checkpoint import load_predictor, load_vqgan, save_vqgan
+from paella.data import collate
+from paella.train.predictor import SmoothedCrossEntropy, clean_regions
+from paella.train.vqgan import reconstruction_figures
+from paella.unet import TokenPredictor
+from paella.vqgan import VQGAN, VQGANConfig
+
+pytestmark = pytest.mark.usefixtures("small_gallery")
+
+
+def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, weights = 4 * torch.randn(6, 9, generator=generator), torch.rand(6, generator=generator)
+    labels = torch.randint(9, (6,), generator=generator)
+    losses, gradients = [], []
+    for loss_of in (
+        lambda x: SmoothedCrossEntropy.apply(x, labels, 0.1),
+        lambda x: functional.cross_entropy(x, labels, label_smoothing=0.1, reduction="none"),
+    ):
+        rows = logits.clone().requires_grad_()
+        losses.append(loss_of(rows))
+        (losses[-1] * weights).sum().backward()
+        gradients.append(rows.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:
+    stage: Any = make_stage(
+        "predictor",
+        tiny_model,
+        *("model.c_hidden=64", "null_share=0", "image_share=0", "region_share=0", "label_smoothing=0"),
+    )
+    pixels, captions = collate([stage.data[i] for i in range(4)])
+    latent = stage.vqgan.latent(pixels).permute(0, 2, 3, 1).flatten(0, 2)
+    stage.vqgan.quantize.embedding.weight.copy_(latent[::2])  # untrained codes would leave all but a few unused
+    assert len(stage.vqgan.encode(pixels).unique()) > 16
+    optimizer = AdamW(stage.modules["predictor"].parameters(), 5e-3)
+    losses = []
+    for step in range(150):
+        ((_, loss, metrics),) = stage.losses(pixels, captions, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append((loss.item(), float(metrics["accuracy"])))
+    assert losses[0][0] > 2
+    loss, accuracy = np.mean(losses[-20:], axis=0)
+    assert loss < 0.3
+    assert accuracy > 0.9
+
+
+def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: Path) -> None:
+    stage: Any = make_stage("predictor", tiny_model, "image_share=0.5")
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
+    null = torch.arange(200) % 5 == 0
+    condition = stage.condition(pixels, captions, null)
+    assert torch.equal(condition.eq(0).all(1), null)
+    kinds = {
+        "null": torch.zeros_like(condition),
+        "image": stage.clip.embed_images(pixels),
+        "text": stage.clip.embed_text(captions),
+    }
+    share = {name: (condition - own).abs().amax(1).lt(1e-4).float().mean().item() for name, own in kinds.items()}
+    assert sum(share.values()) == pytest.approx(1)
+    assert share == pytest.approx({"null": 0.2, "image": 0.4, "text": 0.4}, abs=0.12)
+
+
+def test_null_conditions_have_their_share_and_another_where_a_region_is_clean(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage: Any = make_stage("predictor", tiny_model, "null_share=0.2", "region_share=0.5", "region_null_share=0.6")
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 200)
+    asked = []
+
+    def condition(pixels: torch.Tensor, captions: list[str], null: torch.Tensor) -> torch.Tensor:
+        asked.append(null)
+        return torch.zeros(len(captions), stage.clip.dim)
+
+    monkeypatch.setattr(stage, "condition", condition)
+    for share, expected in ((0, 0.2), (1, 0.6), (0.5, 0.4)):
+        stage.recipe.region_share = share
+        next(stage.losses(pixels, captions, 0))
+        assert asked[-1].float().mean().item() == pytest.approx(expected, abs=0.09)
+
+
+def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Path) -> None:
+    own = load_predictor(tiny_model)
+    stage = make_stage("predictor", tiny_model, f"init_from={tiny_model}")
+    assert isinstance(stage.modules["predictor"], TokenPredictor) and stage.modules["predictor"].training
+    for key, value in stage.modules["predictor"].state_dict().items():
+        assert torch.equal(value, own.state_dict()[key])
+    save_vqgan(VQGAN(VQGANConfig(32, (1,), 1, (), False, 8, 4, n_embed=16, patch=2)), tmp_path)
+    with pytest.raises(ValueError, match="init_from: its predictor is not for this VQGAN"):
+        make_stage("predictor", tiny_model, f"init_from={tiny_model}", f"vqgan={tmp_path}")
+
+
+def is_rectangle(mask: torch.Tensor) -> bool:
+    where = mask.nonzero()
+    if not len(where):
+        return False
+    (top, left), (bottom, right) = where.amin(0).tolist(), where.amax(0).tolist()
+    return bool(mask[top : bottom + 1, left : right + 1].all())
+
+
+def test_clean_regions_are_rectangles_or_all_but_one() -> None:
+    torch.manual_seed(0)
+    masks = clean_regions(400, 5, 7, share=1.0)
+    assert masks.shape == (400, 5, 7) and masks.dtype == torch.bool
+    inside, outside = ([is_rectangle(mask) for mask in some] for some in (masks, ~masks))
+    assert all(one or other for one, other in zip(inside, outside, strict=True))
+    assert np.mean(outside) > 0.4 and np.mean(inside) > 0.4
+    assert masks.float().mean((0,)).min() > 0.2  # every place may be clean, and noisy
+    assert masks.float().mean((0,)).max() < 0.8
+
+
+def test_many_clean_regions_are_stripes_or_halves() -> None:
+    torch.manual_seed(0)
+    masks = clean_regions(400, 5, 7, share=1.0)
+    as_wide = (masks == masks[:, :, :1]).all(2).all(1)
+    as_high = (masks == masks[:, :1]).all(1).all(1)
+    assert as_wide.float().mean() > 0.2 and as_high.float().mean() > 0.2
+
+
+def test_clean_regions_have_their_share() -> None:
+    torch.manual_seed(0)
+    assert not clean_regions(50, 5, 7, share=0.0).any()
+    assert clean_regions(2000, 5, 7, share=0.3).any(2).any(1).float().mean().item() == pytest.approx(0.3, abs=0.04)
+
+
+def test_a_vqgan_learns_uses_its_codes_and_survives_the_discriminator(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    data, codes = f"data.folder={pictures}", ("model.z_channels=16", "model.embed_dim=16", "model.n_embed=32")
+    train(
+        "vqgan",
+        tiny_model,
+        tmp_path,
+        *(data, *codes, "steps=100", "batch_size=8", "preview_every=20", "optimizer.learning_rate=5e-3"),
+        *("discriminator_from=40", "adversarial_from=60", "adaptive_limit=0.05"),
+    )
+    figures = [row for row in rows(tmp_path) if "PSNR" in row]
+    assert [row["step"] for row in figures] == [20, 40, 60, 80, 100]
+    assert figures[-1]["PSNR"] > figures[0]["PSNR"] + 1
+    assert figures[-1]["codes used"] > 0.5
+    steps = [row for row in rows(tmp_path) if "l1" in row]
+    assert [row["step"] for row in steps if "discriminator" in row] == list(range(41, 101))
+    weights = {row["step"]: row["adaptive weight"] for row in steps if "adaptive weight" in row}
+    assert list(weights) == list(range(61, 101))
+    assert all(0 < weight <= 0.05 for weight in weights.values())
+    assert all(math.isfinite(value) for row in rows(tmp_path) for value in row.values())
+    assert len(list((tmp_path / "preview").glob("*.png"))) == 5
+
+    vqgan = load_vqgan(tmp_path / "model")  # what was judged is what is written
+    pixels = make_stage("vqgan", tiny_model, data, *codes).fixed  # type: ignore[attr-defined]
+    written = reconstruction_figures(vqgan, pixels)
+    assert written["PSNR"] == pytest.approx(figures[-1]["PSNR"], abs=0.01)
+    assert written["codes used"] == figures[-1]["codes used"]
+
+
+def test_the_adaptive_weight_balances_the_losses_up_to_its_limit(tiny_model: Path) -> None:
+    stage: Any = make_stage("vqgan", tiny_model, "adversarial_from=0", "adaptive_limit=2")
+    output = stage.modules["autoencoder"](collate([stage.data[0]])[0])[0]
+    loss = output.square().mean()
+    for times, expected in ((4.0, 0.25), (1.0, 1.0), (0.625, 1.6), (0.1, 2.0)):
+        assert stage._adaptive_weight(loss, times * loss).item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_sharpening_the_decoder_leaves_the_tokens_alone(tiny_model: Path, tmp_path: Path) -> None:
+    train("vqgan", tiny_model, tmp_path, "steps=2", "decoder_only=true", f"init_from={tiny_model}")
+    before, after = load_vqgan(tiny_model).state_dict(), load_vqgan(tmp_path / "model").state_dict()
+    changed = {key.split(".")[0] for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {"decoder", "post_quant_conv"}
+    with pytest.raises(ValueError, match="decoder_only: needs init_from"):
+        make_stage("vqgan", tiny_model, "decoder_only=true")
+
+
+def test_a_clip_learns_which_caption_is_whose(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    train(
+        "clip",
+        tiny_model,
+        tmp_path,
+        *("steps=40", "batch_size=10", f"data.folder={pictures}", "preview_every=40", "optimizer.learning_rate=5e-3"),
+    )
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert losses[0] > 1.5
+    assert losses[-1] < 0.5 * losses[0]
+    (figures,) = [row for row in rows(tmp_path) if "R@1" in row]
+    assert figures["chance"] == 0.1
+    assert figures["R@1"] >= 0.5
+
+
+def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) -> None:
+    stage = make_stage("clip", tiny_model, "text_only=true", f"init_from={tiny_model}")
+    trained = {name for name, p in stage.modules["towers"].named_parameters() if p.requires_grad}
+    assert not any("vision" in name or "visual" in name for name in trained)
+    assert any("text_model" in name for name in trained)
+    with pytest.raises(ValueError, match="text_only: needs init_from"):
+        make_stage("clip", tiny_model, "text_only=true")
