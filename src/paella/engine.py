@@ -96,7 +96,7 @@ class Engine:
         return pipeline.to(place, resolve_dtype(dtype, place))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Writes the model as a folder that `from_pretrained` reads."""
+        """Writes the model as a folder that `from_pretrained` reads; its parts in the dtypes that they have here."""
         checkpoint.save_model(self, Path(folder), dtype=None)
 
     def push_to_hub(
