@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from paella.logits import draw, guide, typical_keep
+from paella.logits import draw, guide, stable_order, typical_keep
 
 
 def slow_typical_keep(logits: torch.Tensor, mass: float, min_tokens: int) -> torch.Tensor:
@@ -148,3 +148,10 @@ def test_draw_keeps_the_shape_and_each_row_its_own_number() -> None:
 def test_a_low_temperature_takes_the_likeliest() -> None:
     logits = random_logits()
     assert torch.equal(draw(logits, 1e-3, torch.full((40,), 0.5)), logits.argmax(-1))
+
+
+def test_the_order_is_that_of_a_stable_sort() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(20, 300, generator=generator) * 10.0 ** torch.randint(-40, 38, (20, 300), generator=generator)
+    values[:, ::7], values[:, 1::7], values[:, 2::7], values[:, 3::7] = 0, torch.inf, 1, 1e-44
+    assert torch.equal(stable_order(values), values.argsort(dim=-1, stable=True))
