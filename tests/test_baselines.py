@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from torch.optim import AdamW
+from training import assert_overfits
 
 from paella.baselines.maskgit import MaskGIT
 from paella.baselines.transformer import TransformerConfig, TransformerPredictor
@@ -268,22 +269,7 @@ def test_a_baseline_overfits_one_batch(tiny_model: Path, name: str) -> None:
             *("null_share=0", "image_share=0", "region_share=0", "label_smoothing=0"),
         )
     )
-    pixels, captions = collate([stage.data[i] for i in range(4)])
-    latent = stage.vqgan.latent(pixels).permute(0, 2, 3, 1).flatten(0, 2)
-    stage.vqgan.quantize.embedding.weight.copy_(latent[::2])  # untrained codes would leave all but a few unused
-    assert len(stage.vqgan.encode(pixels).unique()) > 16
-    optimizer = AdamW(stage.modules["predictor"].parameters(), 5e-3)
-    losses = []
-    for step in range(150):
-        ((_, loss, metrics),) = stage.losses(pixels, captions, step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append((loss.item(), float(metrics["accuracy"])))
-    assert losses[0][0] > 2
-    loss, accuracy = np.mean(losses[-20:], axis=0)
-    assert loss < 0.3
-    assert accuracy > 0.9
+    assert_overfits(stage)
 
 
 @pytest.mark.parametrize("mask_token", [False, True])

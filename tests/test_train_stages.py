@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.nn import functional
-from torch.optim import AdamW
-from training import make_stage, rows, train
+from training import assert_overfits, make_stage, rows, train
 
 from paella.checkpoint import load_predictor, load_vqgan, save_vqgan
 from paella.data import collate
@@ -44,22 +43,7 @@ def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:
         tiny_model,
         *("model.c_hidden=64", "null_share=0", "image_share=0", "region_share=0", "label_smoothing=0"),
     )
-    pixels, captions = collate([stage.data[i] for i in range(4)])
-    latent = stage.vqgan.latent(pixels).permute(0, 2, 3, 1).flatten(0, 2)
-    stage.vqgan.quantize.embedding.weight.copy_(latent[::2])  # untrained codes would leave all but a few unused
-    assert len(stage.vqgan.encode(pixels).unique()) > 16
-    optimizer = AdamW(stage.modules["predictor"].parameters(), 5e-3)
-    losses = []
-    for step in range(150):
-        ((_, loss, metrics),) = stage.losses(pixels, captions, step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append((loss.item(), float(metrics["accuracy"])))
-    assert losses[0][0] > 2
-    loss, accuracy = np.mean(losses[-20:], axis=0)
-    assert loss < 0.3
-    assert accuracy > 0.9
+    assert_overfits(stage)
 
 
 def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: Path) -> None:

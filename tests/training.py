@@ -5,6 +5,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch.optim import AdamW
+
+from paella.data import collate
 from paella.train.loop import Stage
 from paella.train.recipe import Recipe, load_recipe
 
@@ -49,3 +53,23 @@ def train(kind: str, model: Path, output: Path, *more: str) -> Path:
 
 def rows(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_overfits(stage: Any) -> None:
+    """A predictor that is shown four samples again and again knows them by heart."""
+    pixels, captions = collate([stage.data[i] for i in range(4)])
+    latent = stage.vqgan.latent(pixels).permute(0, 2, 3, 1).flatten(0, 2)
+    stage.vqgan.quantize.embedding.weight.copy_(latent[::2])  # untrained codes would leave all but a few unused
+    assert len(stage.vqgan.encode(pixels).unique()) > 16
+    optimizer = AdamW(stage.modules["predictor"].parameters(), 5e-3)
+    losses = []
+    for step in range(150):
+        ((_, loss, metrics),) = stage.losses(pixels, captions, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append((loss.item(), float(metrics["accuracy"])))
+    assert losses[0][0] > 2
+    loss, accuracy = np.mean(losses[-20:], axis=0)
+    assert loss < 0.3
+    assert accuracy > 0.9
