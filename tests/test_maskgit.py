@@ -4,46 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
 from paella.baselines import maskgit
 from paella.baselines.maskgit import MaskGIT, lowest
 from paella.canvas import Canvas
-from paella.edits import random_tokens
 from paella.noise import level
 from paella.sampler import Denoise, SamplerSettings
 
-CODES = 16
 MASK = CODES
 METHOD = MaskGIT(MASK)
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def a_canvas(*seeds: int, height: int = 6, width: int = 5) -> Canvas:
-    tokens = random_tokens(generators(*(1000 + seed for seed in seeds)), height, width, CODES)
-    return Canvas(tokens, torch.zeros_like(tokens).bool(), torch.zeros(len(seeds), 2, 1, 1))
-
-
 def half_frozen(canvas: Canvas) -> Canvas:
     uniform = torch.rand(canvas.tokens.shape, generator=torch.Generator().manual_seed(2))
     return replace(canvas, frozen=uniform < 0.4)
-
-
-def always(token: int) -> Denoise:
-    def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-        logits = torch.full((len(tokens), CODES, *tokens.shape[1:]), -30.0)
-        logits[:, token] = 30.0
-        return logits
-
-    return denoise
-
-
-def unsure(tokens: Tensor, t: Tensor) -> Tensor:
-    return torch.zeros(len(tokens), CODES, *tokens.shape[1:])
 
 
 def neighbours(tokens: Tensor, t: Tensor) -> Tensor:

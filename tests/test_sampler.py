@@ -6,44 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
 from paella.canvas import Canvas
-from paella.edits import random_tokens
 from paella.noise import RENOISE_SOURCES, level
 from paella.sampler import Denoise, SamplerSettings, guided, sample
 
-CODES = 16
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
-
-
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def a_canvas(*seeds: int, height: int = 6, width: int = 5, start: float = 1.0) -> Canvas:
-    tokens = random_tokens(generators(*(1000 + seed for seed in seeds)), height, width, CODES)
-    return Canvas(tokens, torch.zeros_like(tokens).bool(), torch.zeros(len(seeds), 2, 1, 1), start)
-
-
-def always(token: int) -> Denoise:
-    """A predictor that is sure of one token everywhere."""
-
-    def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-        logits = torch.full((len(tokens), CODES, *tokens.shape[1:]), -30.0)
-        logits[:, token] = 30.0
-        return logits
-
-    return denoise
 
 
 def echo(tokens: Tensor, t: Tensor) -> Tensor:
     """A predictor that looks at its input, token by token: mostly the next token, at times another."""
     return 3 * torch.nn.functional.one_hot((tokens + 1) % CODES, CODES).permute(0, 3, 1, 2) + t[:, None, None, None]
-
-
-def unsure(tokens: Tensor, t: Tensor) -> Tensor:
-    return torch.zeros(len(tokens), CODES, *tokens.shape[1:])
 
 
 def run(denoise: Denoise, canvas: Canvas, settings: SamplerSettings, *seeds: int) -> list[Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional
 from training import assert_overfits, make_stage, rows, train
 
@@ -193,3 +194,15 @@ def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) 
     assert any("text_model" in name for name in trained)
     with pytest.raises(ValueError, match="text_only: needs init_from"):
         make_stage("clip", tiny_model, "text_only=true")
+
+
+@pytest.mark.parametrize("kind", ["clip", "predictor"])
+def test_captions_that_clip_does_not_read_to_their_end_are_counted_once(
+    kind: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    for name, words in (("long", "a dog on a red background " * 20), ("short", "a dog")):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(words)
+    with pytest.warns(UserWarning, match=r"^data\.folder: 1 of 2 captions are cut") as told:
+        make_stage(kind, tiny_model, f"data.folder={tmp_path}")
+    assert len(told) == 1

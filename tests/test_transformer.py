@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from fakes import inputs, randomised
 
 from paella.baselines.transformer import TransformerConfig, TransformerPredictor, resized
 
@@ -12,19 +12,7 @@ CONFIG = TransformerConfig(num_labels=20, width=16, c_clip=6, c_r=5, layers=2, h
 
 @pytest.fixture(scope="module")
 def predictor() -> TransformerPredictor:
-    """Every parameter random and not small, so that nothing can be forgotten unseen."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = TransformerPredictor(CONFIG).eval().requires_grad_(False)
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def inputs(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(height * 100 + width)
-    tokens = torch.randint(20, (batch, height, width), generator=generator)
-    return tokens, torch.randn(batch, 6, generator=generator), torch.linspace(0.2, 0.9, batch)
+    return randomised(lambda: TransformerPredictor(CONFIG))
 
 
 @pytest.mark.parametrize("grid", [(4, 4), (1, 1), (3, 5), (8, 2), (9, 8)])

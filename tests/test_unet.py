@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from fakes import inputs, randomised
 from torch import Tensor, nn
 
 from paella import unet
@@ -14,19 +15,7 @@ CONFIG = UNetConfig(num_labels=20, c_hidden=16, c_clip=6, c_r=5, down_levels=(1,
 
 @pytest.fixture(scope="module")
 def predictor() -> TokenPredictor:
-    """Every parameter random and not small, so that nothing can be forgotten unseen."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = TokenPredictor(CONFIG).eval().requires_grad_(False)
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return model
-
-
-def inputs(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(height * 100 + width)
-    tokens = torch.randint(20, (batch, height, width), generator=generator)
-    return tokens, torch.randn(batch, 6, generator=generator), torch.linspace(0.2, 0.9, batch)
+    return randomised(lambda: TokenPredictor(CONFIG))
 
 
 def naive(model: TokenPredictor, tokens: Tensor, condition: Tensor, t: Tensor) -> Tensor:

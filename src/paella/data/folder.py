@@ -60,6 +60,11 @@ class Folder:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def all_captions(self) -> list[str]:
+        """Every caption of every picture."""
+        return [caption for captions in self.captions for caption in captions]
+
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         """The picture and its first caption.
 

@@ -142,12 +142,18 @@ class ClipStage(Stage):
         elif recipe.text_only:
             raise ValueError("text_only: needs init_from, a model whose pictures keep their embeddings")
         else:
-            tokenizer = train_tokenizer(_captions(self.data, recipe.tokenizer_captions), recipe.model)
+            # without drawing or reading the pictures
+            if isinstance(self.data, Scenes):
+                captions = [self.data.caption(index) for index in range(recipe.tokenizer_captions)]
+            else:
+                captions = self.data.all_captions
+            tokenizer = train_tokenizer(captions, recipe.model)
             self.clip = build_clip(recipe.model, recipe.data.size, tokenizer)
         if recipe.text_only:
             self.clip.model.vision_model.requires_grad_(False)
             self.clip.model.visual_projection.requires_grad_(False)
         self.modules = {"towers": Towers(self.clip)}
+        warn_of_cut_captions(self.clip, self.data)
         self.gallery = hard_gallery(self.data, recipe.seed + 1)
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
@@ -185,13 +191,6 @@ class ClipStage(Stage):
         return Whitening.fit(torch.cat(unit_embeddings(self.clip, pictures, captions)))
 
 
-def _captions(data: Folder | Scenes, count: int) -> list[str]:
-    """So many captions of scenes, or all of a folder, without drawing or reading the pictures."""
-    if isinstance(data, Scenes):
-        return [data.caption(index) for index in range(count)]
-    return [caption for captions in data.captions for caption in captions]
-
-
 def hard_gallery(data: Folder | Scenes, seed: int) -> tuple[list[Image.Image], list[str]]:
     """Pictures and captions to be told apart: groups of lookalikes, no caption twice; or a folder's first ones."""
     if isinstance(data, Scenes):
@@ -204,14 +203,14 @@ def hard_gallery(data: Folder | Scenes, seed: int) -> tuple[list[Image.Image], l
 
 def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
     """Says how many of a folder's captions CLIP does not read to their end."""
-    if not isinstance(data, Scenes):
-        captions = _captions(data, 0)
-        cut = sum(map(clip.is_cut, captions))
-        if cut:
-            warnings.warn(
-                f"data.folder: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
-                stacklevel=2,
-            )
+    if isinstance(data, Scenes):
+        return
+    captions = data.all_captions
+    if cut := sum(map(clip.is_cut, captions)):
+        warnings.warn(
+            f"data.folder: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
+            stacklevel=2,
+        )
 
 
 def unit_embeddings(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ class LabelStage(TokenStage):
             return self.data.labels
         if self.recipe.data.folder is None:
             return tuple(self.data.names)
-        return tuple(sorted({caption for captions in self.data.captions for caption in captions}))
+        return tuple(sorted(set(self.data.all_captions)))
 
     @torch.no_grad()
     def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor) -> Tensor:
