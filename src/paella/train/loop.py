@@ -6,13 +6,11 @@ number, and the checkpoint holds weights, averaged weights and optimizer states.
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from paella.checkpoint import write_json, write_tensors
+from paella.checkpoint import write_tensors
 from paella.data import PictureData, open_loader
+from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -229,7 +228,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
             # last: a checkpoint of the last step says that the model is there too
             save_checkpoint(checkpoint, step, plain, average, optimizers)
 
-    with _Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
+    with Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
         step = done
         saved = time.monotonic()
         batches = iter(loader) if done < recipe.steps else iter(())
@@ -297,104 +296,3 @@ class _Interrupts:
     def __exit__(self, *_: object) -> None:
         for name, handler in self.before.items():
             signal.signal(name, handler)
-
-
-class _Journal:
-    """Metrics to `metrics.jsonl` and TensorBoard, pictures to `preview/`, progress to the terminal."""
-
-    def __init__(self, output: Path, recipe: Recipe, active: bool) -> None:
-        self.output, self.recipe, self.active = output, recipe, active
-        self.sums: dict[str, list[float]] = {}
-        self.since = time.monotonic()
-        self.steps = 0
-
-    def __enter__(self) -> _Journal:
-        if self.active:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(self.output / "tensorboard"))
-            write_json(asdict(self.recipe), self.output / "recipe.json")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.active:
-            self.board.close()
-
-    def progress(self, done: int, steps: int) -> Any:
-        return _Progress(done, steps, self.active, self)
-
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
-        self.steps += 1
-        for name, value in metrics.items():
-            number = value.item() if isinstance(value, Tensor) else value
-            if math.isfinite(number):  # NaN = this step has nothing to say about it
-                self.sums.setdefault(name, []).append(number)
-
-    def write(self, step: int, batch: int) -> None:
-        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        means["samples per second"] = self.steps * batch / (time.monotonic() - self.since)
-        self._write(step, means)
-        self.latest = means
-        self.sums, self.since, self.steps = {}, time.monotonic(), 0
-
-    latest: dict[str, float] = {}  # noqa: RUF012
-
-    def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
-        before = time.monotonic()
-        folder = self.output / "preview"
-        folder.mkdir(exist_ok=True)
-        picture.save(folder / f"{step:07d}.png")
-        if figures:
-            self._write(step, figures)
-            if self.active:
-                print(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        self.since += time.monotonic() - before
-
-    def _write(self, step: int, figures: dict[str, float]) -> None:
-        if not self.active:
-            return
-        rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        with (self.output / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, **rounded}) + "\n")
-        for name, value in figures.items():
-            self.board.add_scalar(name, value, step)
-
-
-class _Progress:
-    """A progress bar with the time left and the latest figures."""
-
-    def __init__(self, done: int, steps: int, active: bool, journal: _Journal) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.table import Column
-
-        self.journal = journal
-        self.bar = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=10),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            # takes what room is left, so that a narrow terminal cuts these and not the time left
-            TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
-            disable=not active,
-            expand=True,
-        )
-        self.task = self.bar.add_task("training", total=steps, completed=done, figures="")
-
-    def __enter__(self) -> Any:
-        self.bar.start()
-        return self._advance
-
-    def _advance(self) -> None:
-        shown = [f"{name} {value:.3g}" for name, value in self.journal.latest.items() if "gradient" not in name][:4]
-        self.bar.update(self.task, advance=1, figures=" · ".join(shown))
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
