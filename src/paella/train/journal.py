@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,18 @@ class Journal:
     def progress(self, done: int, steps: int) -> Any:
         return _Progress(done, steps, self.active, self)
 
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+    def add(self, batches: Sequence[Mapping[str, Tensor | float]]) -> None:
+        """Takes note of what the batches of one step log."""
         self.steps += 1
-        for name, value in metrics.items():
+        for name, value in chain.from_iterable(metrics.items() for metrics in batches):
             number = value.item() if isinstance(value, Tensor) else value
-            if math.isfinite(number):  # NaN = this step has nothing to say about it
+            if math.isfinite(number):  # NaN = this batch has nothing to say about it
                 self.sums.setdefault(name, []).append(number)
 
-    def write(self, step: int, batch: int) -> None:
+    def write(self, step: int, samples: int) -> None:
+        """Writes the means since the last line; a step takes that many samples."""
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        means["samples per second"] = self.steps * batch / (time.monotonic() - self.since)
+        means["samples per second"] = self.steps * samples / (time.monotonic() - self.since)
         self._write(step, means)
         self.latest = means
         self.sums, self.since, self.steps = {}, time.monotonic(), 0

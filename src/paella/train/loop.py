@@ -27,8 +27,8 @@ from paella.train.recipe import OptimizerConfig, Recipe
 
 CHECKPOINT = "checkpoint.safetensors"
 
-
-Loss = tuple[str, Tensor, Mapping[str, Tensor | float]]  # module name, its loss, metrics to log
+Metrics = Mapping[str, Tensor | float]
+Loss = tuple[str, Tensor, Metrics]  # module name, its loss, metrics to log
 
 
 class Stage(ABC):
@@ -46,8 +46,10 @@ class Stage(ABC):
     device: torch.device = torch.device("cpu")  # the loop's, set before the first step
 
     @abstractmethod
-    def losses(self, pixels: Tensor, annotations: list[Any], step: int) -> Iterator[Loss]:
+    def losses(self, pixels: Tensor, annotations: Any, step: int) -> Iterator[Loss]:
         """Yields one loss for each module in turn; the loop updates the module before it asks for the next.
+
+        A loss must leave no gradient in the other modules.
 
         Args:
             pixels: (B,3,H,W) in [0, 1].
@@ -186,87 +188,127 @@ def inputs(layer: nn.Module) -> float:
     return layer.weight[0].numel() if isinstance(layer, nn.Linear | nn.Conv2d) else 1
 
 
+class Trainer:
+    """What a stage trains, on its device, with an optimizer for each module and the average of the shipped one.
+
+    Attributes:
+        accelerator: Accelerate's; it knows the device, the precision and the other processes.
+        plain: the stage's modules as they were before Accelerate and the compiler wrapped them.
+    """
+
+    def __init__(self, stage: Stage, recipe: Recipe) -> None:
+        from accelerate import Accelerator
+
+        self.stage, self.recipe = stage, recipe
+        self.accelerator = Accelerator(
+            mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate
+        )
+        torch.manual_seed(recipe.seed)
+        stage.device = self.accelerator.device
+        self.plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
+        self.optimizers: dict[str, Optimizer] = {
+            name: AdamW(
+                parameter_groups(module, recipe.optimizer),
+                recipe.optimizer.learning_rate,
+                recipe.optimizer.betas,
+                fused=True,
+            )
+            for name, module in self.plain.items()
+        }
+        for name, module in self.plain.items():
+            stage.modules[name], self.optimizers[name] = self.accelerator.prepare(
+                torch.compile(module) if recipe.compile else module, self.optimizers[name]
+            )
+        self.average = Average(self.plain[stage.shipped], recipe.ema)
+
+    @property
+    def samples(self) -> int:
+        """How many the processes together take in one step."""
+        return self.recipe.batch_size * self.recipe.accumulate * self.accelerator.num_processes
+
+    def averaged(self) -> _Applied:
+        """A context in which the shipped module has its averaged weights, in evaluation mode."""
+        return self.average.applied_to(self.plain[self.stage.shipped])
+
+    def step(self, batches: Iterator[Any], step: int) -> list[Metrics]:
+        """Changes each module once, by the losses of the next `accumulate` batches; returns what each batch logs.
+
+        Raises:
+            RuntimeError: a loss or a gradient is no longer finite.
+        """
+        recipe, accelerator = self.recipe, self.accelerator
+        rate = learning_rate(recipe.optimizer, step, recipe.steps)
+        logged: list[Metrics] = []
+        for part in range(recipe.accumulate):
+            pictures, annotations = next(batches)
+            number = step * recipe.accumulate + part
+            torch.manual_seed(hash((recipe.seed, number, accelerator.process_index)) % 2**63)
+            metrics: dict[str, Tensor | float] = {}
+            with accelerator.accumulate(*self.stage.modules.values()):
+                for name, loss, values in _autocast(accelerator, self.stage.losses(pictures, annotations, step)):
+                    accelerator.backward(loss)
+                    metrics |= values
+                    finite = torch.isfinite(loss)
+                    if accelerator.sync_gradients:  # those of all parts are there
+                        norm = accelerator.clip_grad_norm_(self.plain[name].parameters(), recipe.optimizer.clip)
+                        metrics[f"{name} gradient"] = norm
+                        finite &= torch.isfinite(norm)
+                    if not finite:
+                        raise RuntimeError(
+                            f"{name}: its loss or gradient is no longer finite in step {step + 1}; try a smaller "
+                            f"optimizer.learning_rate. {Path(recipe.output) / CHECKPOINT} is as it was last written"
+                        )
+                    for group in self.optimizers[name].param_groups:
+                        group["lr"] = rate * group["scale"]
+                    self.optimizers[name].step()  # until then, Accelerate makes these two do nothing
+                    self.optimizers[name].zero_grad()
+            logged.append({**metrics, "rate": rate})
+        self.average.update(self.plain[self.stage.shipped], step + 1)
+        return logged
+
+
 def train(stage: Stage, recipe: Recipe) -> Path:
     """Runs, or resumes, a training run to its end and writes the model; returns the run's folder.
 
     An interrupt (Ctrl-C or SIGTERM) lets the step end, writes a checkpoint and raises KeyboardInterrupt; the same
     command goes on from there.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=recipe.precision)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    stage.device = accelerator.device
-    plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
-    optimizers: dict[str, Optimizer] = {
-        name: AdamW(
-            parameter_groups(module, recipe.optimizer),
-            recipe.optimizer.learning_rate,
-            recipe.optimizer.betas,
-            fused=True,
-        )
-        for name, module in plain.items()
-    }
-    for name, module in plain.items():
-        stage.modules[name], optimizers[name] = accelerator.prepare(
-            torch.compile(module) if recipe.compile else module, optimizers[name]
-        )
-    average = Average(plain[stage.shipped], recipe.ema)
+    trainer = Trainer(stage, recipe)
+    state = (trainer.plain, trainer.average, trainer.optimizers)
     checkpoint = output / CHECKPOINT
-    done = load_checkpoint(checkpoint, plain, average, optimizers) if checkpoint.exists() else 0
-
-    start = done * recipe.batch_size * accelerator.num_processes
+    done = load_checkpoint(checkpoint, *state) if checkpoint.exists() else 0
+    start = done * trainer.samples
     loader = open_loader(stage.data, recipe.batch_size, recipe.seed, start=start, workers=recipe.data.workers)
-    loader = accelerator.prepare(loader)
+    loader = trainer.accelerator.prepare(loader)
+    writes = trainer.accelerator.is_main_process
 
-    def save() -> None:
-        if accelerator.is_main_process:
-            with average.applied_to(plain[stage.shipped]) as shipped:
-                stage.save(shipped, output / "model")  # so that a run can be tried at any time
-            # last: a checkpoint of the last step says that the model is there too
-            save_checkpoint(checkpoint, step, plain, average, optimizers)
-
-    with Journal(output, recipe, accelerator.is_main_process) as journal, _Interrupts() as interrupts:
+    with Journal(output, recipe, writes) as journal, _Interrupts() as interrupts:
         step = done
         saved = time.monotonic()
         batches = iter(loader) if done < recipe.steps else iter(())
         with journal.progress(done, recipe.steps) as advance:
             while step < recipe.steps:
-                pixels, annotations = next(batches)
-                torch.manual_seed(hash((recipe.seed, step, accelerator.process_index)) % 2**63)
-                metrics: dict[str, Tensor | float] = {}
-                rate = learning_rate(recipe.optimizer, step, recipe.steps)
-                for name, loss, values in _autocast(accelerator, stage.losses(pixels, annotations, step)):
-                    accelerator.backward(loss)
-                    norm = accelerator.clip_grad_norm_(plain[name].parameters(), recipe.optimizer.clip)
-                    if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                        raise RuntimeError(
-                            f"{name}: its loss or gradient is no longer finite in step {step + 1}; try a smaller "
-                            f"optimizer.learning_rate. {checkpoint} is as it was last written"
-                        )
-                    for group in optimizers[name].param_groups:
-                        group["lr"] = rate * group["scale"]
-                    optimizers[name].step()
-                    optimizers[name].zero_grad()
-                    metrics |= {**values, f"{name} gradient": norm}
+                journal.add(trainer.step(batches, step))
                 step += 1
-                average.update(plain[stage.shipped], step)
-                journal.add({**metrics, "rate": rate})
                 advance()
                 last = step == recipe.steps
                 if step % recipe.log_every == 0 or last:
-                    journal.write(step, recipe.batch_size * accelerator.num_processes)
-                if accelerator.is_main_process and (step % recipe.preview_every == 0 or last):
-                    with average.applied_to(plain[stage.shipped]) as shipped, torch.no_grad():
+                    journal.write(step, trainer.samples)
+                if writes and (step % recipe.preview_every == 0 or last):
+                    with trainer.averaged() as shipped, torch.no_grad():
                         journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
                 if interrupts.received or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
-                    save()
+                    if writes:
+                        with trainer.averaged() as shipped:
+                            stage.save(shipped, output / "model")  # so that a run can be tried at any time
+                        # last: a checkpoint of the last step says that the model is there too
+                        save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()
                 if interrupts.received:
                     raise KeyboardInterrupt
-    accelerator.end_training()
+    trainer.accelerator.end_training()
     return output
 
 

@@ -62,7 +62,8 @@ class Recipe:
 
     output: str = "???"  # the run's folder: checkpoint, metrics, pictures and the finished model
     steps: int = 1000
-    batch_size: int = 32  # for each process
+    batch_size: int = 32  # of each process, and of each of the batches that make a step
+    accumulate: int = 1  # batches whose gradients make one step
     seed: int = 0
     precision: str = "bf16"  # or "no"
     compile: bool = False
@@ -75,7 +76,7 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _check(self, "", steps=1, batch_size=1, log_every=1, preview_every=1)
+        _check(self, "", steps=1, batch_size=1, accumulate=1, log_every=1, preview_every=1)
         if self.precision not in ("bf16", "no"):
             raise ValueError(f"precision: must be bf16 or no, not {self.precision!r}")
 

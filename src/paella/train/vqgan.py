@@ -124,14 +124,16 @@ class VQGANStage(Stage):
         metrics = {"l1": F.l1_loss(output, pixels), "commitment": commitment}
         adversarial = torch.zeros((), device=pixels.device)
         if judged and step >= (self.recipe.adversarial_from or 0):
-            adversarial = -self.modules["discriminator"](output).mean()
+            discriminator = self.modules["discriminator"]
+            discriminator.requires_grad_(False)  # the autoencoder's loss is not to leave a gradient in it
+            adversarial = -discriminator(output).mean()
+            discriminator.requires_grad_(True)
             weight = self._adaptive_weight(difference, adversarial)
             metrics |= {"adversarial": adversarial, "adaptive weight": weight}
             adversarial = self.recipe.adversarial_weight * weight * adversarial
         yield "autoencoder", difference + commitment + adversarial, metrics
         if judged:
             discriminator = self.modules["discriminator"]
-            discriminator.zero_grad()  # what the autoencoder's loss left there
             real, fake = discriminator(pixels).float(), discriminator(output.detach()).float()
             loss = (F.relu(1 - real) + F.relu(1 + fake)).mean() / 2
             yield "discriminator", loss, {"discriminator": loss, "real": real.mean(), "fake": fake.mean()}

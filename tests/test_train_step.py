@@ -1,0 +1,90 @@
+"""Laws of one training step, with stages whose gradients are known."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from training import make_stage
+
+from paella.data import open_loader
+from paella.train.loop import Loss, Stage, Trainer
+from paella.train.recipe import OptimizerConfig, Recipe
+
+
+class Shades:
+    """An endless data set: picture i is of one shade, which says which it is."""
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, str]:
+        return Image.new("RGB", (2, 2), (index % 251,) * 3), str(index)
+
+
+class Exact(nn.Linear):
+    """A linear layer that autocast leaves in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x[:, None] * self.weight).sum(-1) + self.bias
+
+
+class TwoStage(Stage):
+    """Two modules, one after the other; each loss is the mean over the batch of what every picture says alone."""
+
+    shipped = "first"
+    data = Shades()
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.modules = {"first": Exact(3, 2), "second": Exact(3, 1)}
+        self.seen: list[str] = []
+
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        self.seen += captions
+        for name, module in self.modules.items():
+            loss = module(pixels.mean((2, 3))).square().sum(1).mean()
+            yield name, loss, {name: loss}
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        raise NotImplementedError
+
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        raise NotImplementedError
+
+
+def trained(steps: int, batch_size: int, accumulate: int) -> tuple[TwoStage, list[float]]:
+    """The stage after so many steps, and the gradient norms of each step."""
+    stage, norms = TwoStage(), []
+    optimizer = OptimizerConfig(learning_rate=0.01, clip=0.5)
+    trainer = Trainer(stage, Recipe("unused", steps, batch_size, accumulate=accumulate, optimizer=optimizer))
+    assert trainer.samples == batch_size * accumulate
+    batches = iter(open_loader(stage.data, batch_size, seed=0))
+    for step in range(steps):
+        *others, last = trainer.step(batches, step)
+        assert len(others) == accumulate - 1 and not any("first gradient" in metrics for metrics in others)
+        norms += [float(last[f"{name} gradient"]) for name in stage.modules]
+    return stage, norms
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch() -> None:
+    (whole, norms), (parts, same_norms) = trained(5, 12, accumulate=1), trained(5, 4, accumulate=3)
+    assert parts.seen == whole.seen == [str(i) for i in range(60)]
+    assert same_norms == pytest.approx(norms, rel=1e-4)
+    untrained = TwoStage()
+    for name, module in whole.modules.items():
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(parts.modules[name].state_dict()[key], value, rtol=1e-3, atol=1e-4)
+            assert (value - untrained.modules[name].state_dict()[key]).abs().max() > 0.01
+
+
+def test_the_autoencoder_s_loss_leaves_no_gradient_in_the_discriminator(tiny_model: Path) -> None:
+    """Where batches accumulate, it would be added to the discriminator's own."""
+    stage: Any = make_stage("vqgan", tiny_model, "discriminator_from=0", "adversarial_from=0")
+    pixels, captions = next(iter(open_loader(stage.data, 4, seed=0)))
+    gradients = []
+    for name, loss, _ in stage.losses(pixels, captions, 0):
+        loss.backward()
+        gradients.append((name, [p.grad is not None for p in stage.modules["discriminator"].parameters()]))
+    assert [name for name, _ in gradients] == ["autoencoder", "discriminator"]
+    assert not any(gradients[0][1]) and all(gradients[1][1])
