@@ -261,7 +261,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     ours, theirs = load_file(resumed / loop.CHECKPOINT), load_file(whole / loop.CHECKPOINT)
     assert ours.keys() == theirs.keys()
     assert not [name for name, value in ours.items() if not torch.equal(value, theirs[name])]
-    speed = {"samples per second": None}
+    speed = {"samples per second": None, "share of peak": None}
+    assert all(speed.keys() <= row.keys() for row in rows(whole) if "rate" in row)
     assert [{**row, **speed} for row in rows(resumed)] == [{**row, **speed} for row in rows(whole)]
 
 

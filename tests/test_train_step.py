@@ -1,5 +1,6 @@
 """Laws of one training step, with stages whose gradients are known."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from torch import Tensor, nn
 from training import make_stage
 
 from paella.data import open_loader
+from paella.train.journal import in_a_line
 from paella.train.loop import Loss, Stage, Trainer
 from paella.train.recipe import OptimizerConfig, Recipe
+from paella.train.throughput import counted, peak
 
 
 class Shades:
@@ -88,3 +91,28 @@ def test_the_autoencoder_s_loss_leaves_no_gradient_in_the_discriminator(tiny_mod
         gradients.append((name, [p.grad is not None for p in stage.modules["discriminator"].parameters()]))
     assert [name for name, _ in gradients] == ["autoencoder", "discriminator"]
     assert not any(gradients[0][1]) and all(gradients[1][1])
+
+
+def test_the_arithmetic_of_a_step_is_that_of_its_products_forward_and_backward() -> None:
+    layer, x = nn.Linear(8, 16), torch.randn(4, 8)
+    _, operations = counted(lambda: layer(x).sum().backward())
+    assert operations == 2 * 2 * 4 * 8 * 16  # the output, and the gradient of the weights
+    q = torch.randn(1, 2, 16, 8)
+    out, operations = counted(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+    assert out.shape == q.shape and operations == 2 * 2 * (2 * 16 * 16 * 8)
+
+
+def test_the_peak_is_at_least_what_another_product_reaches() -> None:
+    x = torch.randn(512, 512)
+    before = time.perf_counter()
+    x @ x
+    assert peak(torch.device("cpu"), torch.float32) > 0.2 * 2 * 512**3 / (time.perf_counter() - before)
+
+
+def test_a_narrow_terminal_shows_the_loss_and_the_speed_first() -> None:
+    figures = {"loss": 3.21, "accuracy": 0.5, "copied": 0.25, "loss t 0": 1.0, "first gradient": 1.0}
+    assert in_a_line({}) == ""
+    figures |= {"samples per second": 61.4}
+    assert in_a_line(figures) == "loss 3.21 · 61.4 samples/s · accuracy 0.5 · copied 0.25"
+    figures |= {"share of peak": 0.368}
+    assert in_a_line(figures) == "loss 3.21 · 61.4 samples/s · 37 % of peak · accuracy 0.5 · copied 0.25"

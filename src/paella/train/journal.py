@@ -26,6 +26,8 @@ class Journal:
         self.sums: dict[str, list[float]] = {}
         self.since = time.monotonic()
         self.steps = 0
+        self.seconds_at_peak: float | None = None  # of a step, once its arithmetic was counted
+        self.latest: dict[str, float] = {}
 
     def __enter__(self) -> Journal:
         if self.active:
@@ -53,12 +55,13 @@ class Journal:
     def write(self, step: int, samples: int) -> None:
         """Writes the means since the last line; a step takes that many samples."""
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
-        means["samples per second"] = self.steps * samples / (time.monotonic() - self.since)
+        seconds = time.monotonic() - self.since
+        means["samples per second"] = self.steps * samples / seconds
+        if self.seconds_at_peak is not None:
+            means["share of peak"] = self.steps * self.seconds_at_peak / seconds
         self._write(step, means)
         self.latest = means
         self.sums, self.since, self.steps = {}, time.monotonic(), 0
-
-    latest: dict[str, float] = {}  # noqa: RUF012
 
     def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
         before = time.monotonic()
@@ -114,8 +117,20 @@ class _Progress:
         return self._advance
 
     def _advance(self) -> None:
-        shown = [f"{name} {value:.3g}" for name, value in self.journal.latest.items() if "gradient" not in name][:4]
-        self.bar.update(self.task, advance=1, figures=" · ".join(shown))
+        self.bar.update(self.task, advance=1, figures=in_a_line(self.journal.latest))
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+
+
+def in_a_line(figures: Mapping[str, float]) -> str:
+    """The loss and how fast the run is, and only then two figures more: a narrow terminal cuts the end."""
+    speed, others = [], []
+    for name, value in figures.items():
+        if name == "samples per second":
+            speed.append(f"{value:.3g} samples/s")
+        elif name == "share of peak":
+            speed.append(f"{100 * value:.0f} % of peak")
+        elif "gradient" not in name:
+            others.append(f"{name} {value:.3g}")
+    return " · ".join([*others[:1], *speed, *others[1:3]])

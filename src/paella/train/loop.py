@@ -11,6 +11,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from paella.checkpoint import write_tensors
 from paella.data import PictureData, open_loader
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
+from paella.train.throughput import counted, peak
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -200,9 +202,7 @@ class Trainer:
         from accelerate import Accelerator
 
         self.stage, self.recipe = stage, recipe
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate
-        )
+        self.accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
         torch.manual_seed(recipe.seed)
         stage.device = self.accelerator.device
         self.plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
@@ -283,6 +283,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     loader = open_loader(stage.data, recipe.batch_size, recipe.seed, start=start, workers=recipe.data.workers)
     loader = trainer.accelerator.prepare(loader)
     writes = trainer.accelerator.is_main_process
+    fastest = peak(stage.device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
 
     with Journal(output, recipe, writes) as journal, _Interrupts() as interrupts:
         step = done
@@ -290,7 +291,12 @@ def train(stage: Stage, recipe: Recipe) -> Path:
         batches = iter(loader) if done < recipe.steps else iter(())
         with journal.progress(done, recipe.steps) as advance:
             while step < recipe.steps:
-                journal.add(trainer.step(batches, step))
+                if step == done and not recipe.compile:  # compiled code cannot be counted
+                    logged, operations = counted(partial(trainer.step, batches, step))
+                    journal.seconds_at_peak = operations / fastest
+                else:
+                    logged = trainer.step(batches, step)
+                journal.add(logged)
                 step += 1
                 advance()
                 last = step == recipe.steps
