@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from training import make_stage
+from training import make_stage, train
 
+from paella.checkpoint import load_predictor
 from paella.data import open_loader
 from paella.train.journal import in_a_line
 from paella.train.loop import Loss, Stage, Trainer
@@ -116,3 +117,34 @@ def test_a_narrow_terminal_shows_the_loss_and_the_speed_first() -> None:
     assert in_a_line(figures) == "loss 3.21 · 61.4 samples/s · accuracy 0.5 · copied 0.25"
     figures |= {"share of peak": 0.368}
     assert in_a_line(figures) == "loss 3.21 · 61.4 samples/s · 37 % of peak · accuracy 0.5 · copied 0.25"
+
+
+@pytest.mark.parametrize("network", ["unet", "transformer"])
+def test_checkpointed_blocks_are_computed_twice_and_have_the_same_gradients(network: str, tiny_model: Path) -> None:
+    transformer = ["transformer.width=32", "transformer.layers=2", "transformer.heads=2"]
+    results = []
+    for checkpointing in (False, True):
+        more = [f"checkpointing={checkpointing}", *(transformer if network == "transformer" else [])]
+        stage: Any = make_stage("predictor", tiny_model, *more)
+        predictor = stage.modules["predictor"]
+        blocks = [block for block in predictor.modules() if hasattr(block, "channelwise")]
+        runs: list[nn.Module] = []
+        for block in blocks:
+            block.channelwise.register_forward_pre_hook(lambda module, _: runs.append(module))  # noqa: B023
+        pixels, captions = next(iter(open_loader(stage.data, 4, seed=0)))
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            ((_, loss, _),) = stage.losses(pixels, captions, 0)
+        loss.backward()
+        assert len(runs) == (1 + checkpointing) * len(blocks) > 0
+        results.append((loss.detach(), {key: p.grad for key, p in predictor.named_parameters()}))
+    (loss, gradients), (same_loss, same_gradients) = results
+    assert torch.equal(loss, same_loss)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(same_gradients[key], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpointed_predictor_draws_and_is_saved_as_usual(tiny_model: Path, tmp_path: Path) -> None:
+    train("predictor", tiny_model, tmp_path, "steps=2", "preview_every=1", "checkpointing=true", "accumulate=2")
+    assert len(list((tmp_path / "preview").glob("*.png"))) == 2
+    assert load_predictor(tmp_path / "model").config.num_labels == 32

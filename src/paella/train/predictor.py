@@ -5,14 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from paella.baselines.transformer import TransformerConfig, TransformerPredictor
+from paella.baselines.transformer import TransformerBlock, TransformerConfig, TransformerPredictor
+from paella.blocks import ResBlock
 from paella.checkpoint import Predictor, load_clip, load_predictor, load_vqgan, save_model
 from paella.data import length, open_data
 from paella.evaluate.metrics import by_noise_level, mean_where
@@ -33,6 +36,7 @@ class TokenRecipe(Recipe):
 
     model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
     transformer: TransformerConfig | None = None  # in the U-Net's place; `model` then counts for nothing
+    checkpointing: bool = False  # keep of each block its input alone, and compute it again in the backward pass
     vqgan: str = "builtin"  # a model folder that holds a VQGAN
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
     region_share: float = 0.3  # samples of which a random region stays clean, as in- and outpainting find it
@@ -74,6 +78,14 @@ def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
     width = clf.in_channels
     projection = torch.randn(width, len(codes)) / (width * len(codes)) ** 0.5
     clf.weight += (projection @ codes).T[:, :, None, None]
+
+
+def checkpoint_blocks(predictor: Predictor) -> None:
+    """Makes each block keep its input alone for the backward pass, which computes the rest again (Chen et al. 2016)."""
+    for block in predictor.modules():
+        if isinstance(block, ResBlock | TransformerBlock):
+            # nothing in a block is random
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
 
 
 class SmoothedCrossEntropy(torch.autograd.Function):
@@ -118,6 +130,8 @@ class TokenStage(Stage):
         start = self.recipe.init_from
         predictor = self._new_predictor(dim) if start is None else self._trained_predictor(start, dim)
         self.method = method_of(predictor)
+        if self.recipe.checkpointing:
+            checkpoint_blocks(predictor)
         return predictor
 
     def _new_predictor(self, dim: int) -> Predictor:
