@@ -1,4 +1,4 @@
-"""`paella dataset`: a look at what a model learns from."""
+"""`paella dataset`: a look at what a model learns from, and its tokens and embeddings."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from paella.cli.errors import Command
+from paella.cli.errors import Command, warn
 from paella.cli.files import check_writable, write_picture
-from paella.cli.options import Jitter, Seed, Snap, is_picture_file
+from paella.cli.options import Jitter, Overrides, Seed, Snap, is_picture_file
+from paella.cli.progress import encoding
 
-app = typer.Typer(name="dataset", help="Look at training data.", rich_markup_mode="markdown")
+app = typer.Typer(name="dataset", help="Look at training data, or encode it.", rich_markup_mode="markdown")
 
 
 @app.callback()
@@ -57,3 +58,34 @@ def preview(
     pictures, captions = zip(*(data[index] for index in range(min(number, length))), strict=True)
     write_picture(contact_sheet(pictures, captions), output)
     typer.echo(f"{output}: a contact sheet of {len(pictures)}")
+
+
+@app.command(cls=Command)
+def encode(
+    recipe: Annotated[
+        str, typer.Argument(help="A predictor's YAML file. It says which data, which VQGAN and which CLIP.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write, for `data.encoded`.")],
+    overrides: Overrides = None,
+    number: Annotated[
+        int | None, typer.Option("--number", "-n", help="Scenes to draw; of a folder, all pictures are encoded.")
+    ] = None,
+) -> None:
+    """Turns pictures and captions into tokens and embeddings, so that `paella train predictor RECIPE
+    data.encoded=FOLDER` has only the predictor to compute.
+
+    What was interrupted (Ctrl-C) goes on when the same command is given again.
+    """
+    from paella.train import encode as encoder
+    from paella.train.predictor import PredictorRecipe
+    from paella.train.recipe import load_recipe
+
+    settings = load_recipe(PredictorRecipe, recipe, overrides or [])
+    check_writable(output, folder=True)
+    try:
+        with encoding() as progress:
+            pictures = encoder.encode(settings, output, number, progress)
+    except KeyboardInterrupt:
+        warn(f"interrupted; the same command goes on from what {output} holds")
+        raise typer.Exit(130) from None
+    typer.echo(f"{output}: {pictures} encoded pictures")

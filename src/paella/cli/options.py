@@ -45,6 +45,10 @@ Snap = Annotated[
 Jitter = Annotated[
     int, typer.Option(help="Scenes: how far a background's channels stray from the named colour, of 255.", min=0)
 ]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Entries to change, such as steps=100 or data.folder=my_pictures.", metavar="KEY=VALUE"),
+]
 
 
 def sampler_options(

@@ -10,15 +10,27 @@ from typing import Any
 @contextmanager
 def drawing(pictures: int, title: str = "drawing") -> Iterator[Callable[[int, int, Any], None]]:
     """Shows how far the drawing of so many pictures is; yields what `Paella` takes as its `on_step`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with _bar() as bar:
         task = bar.add_task(f"{title} {pictures} picture{'s' * (pictures > 1)}", total=None)
 
         def on_step(step: int, steps: int, tokens: Any) -> None:
             bar.update(task, total=pictures * steps, advance=len(tokens))
 
         yield on_step
+
+
+@contextmanager
+def encoding() -> Iterator[Callable[[int, int], None]]:
+    """Shows how far the encoding of a data set is; yields what `paella.train.encode.encode` takes as its `progress`."""
+    with _bar() as bar:
+        task = bar.add_task("encoding", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -11,6 +11,7 @@ import typer
 
 from paella.cli.errors import warn
 from paella.cli.files import check_writable
+from paella.cli.options import Overrides
 
 
 class StageName(StrEnum):
@@ -34,10 +35,7 @@ def train(
         typer.Argument(help="Which part of a model to train. The predictor comes last; labels: one without CLIP."),
     ],
     recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Entries to change, such as steps=100 or data.folder=my_pictures.", metavar="KEY=VALUE"),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Trains one part of a model, as a recipe says.
 

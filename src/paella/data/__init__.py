@@ -1,4 +1,7 @@
-"""Data sets: a thing with `[index]` -> (RGB picture, caption). Emoji scenes have no end, a folder has a length."""
+"""Data sets: a thing with `[index]` -> (RGB picture, caption), or what encoding makes of these: (tokens, embeddings).
+
+Emoji scenes have no end, all others have a length.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, default_collate
 
 from paella.images import to_tensor
 
 if TYPE_CHECKING:
+    from paella.data.encoded import Encoded
     from paella.data.folder import Folder
     from paella.data.scenes import Scenes
     from paella.train.recipe import DataConfig
@@ -53,24 +57,28 @@ class Stream(Sampler[int]):
 
 
 class Epochs:
-    """A folder read again and again: number e·n + i is picture i of n, with the caption whose turn it is in epoch e."""
+    """Pictures read again and again: number e·n + i is picture i of n, with the caption whose turn it is in epoch e."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder = folder
+    def __init__(self, data: Folder | Encoded) -> None:
+        self.data = data
 
-    def __getitem__(self, number: int) -> tuple[Image.Image, str]:
-        epoch, index = divmod(number, len(self.folder))
-        return self.folder.draw(index, epoch)
+    def __getitem__(self, number: int) -> tuple[Any, Any]:
+        epoch, index = divmod(number, len(self.data))
+        return self.data.draw(index, epoch)
 
 
-def collate(samples: Sequence[tuple[Image.Image, str]]) -> tuple[Tensor, list[str]]:
-    """Samples -> pixels (B,3,H,W) float32 in [0, 1], captions."""
-    pictures, captions = zip(*samples, strict=True)
-    return to_tensor(pictures), list(captions)
+def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Any]:
+    """Samples -> pixels (B,3,H,W) float32 in [0, 1], captions; of encoded ones tokens (B,h,w), `Embeddings` (B,d)."""
+    first, second = zip(*samples, strict=True)
+    if isinstance(first[0], Tensor):
+        return torch.stack(first), default_collate(list(second))
+    return to_tensor(first), list(second)
 
 
 def open_data(config: DataConfig, seed: int) -> Folder | Scenes:
-    """The data set that a recipe asks for."""
+    """The pictures that a recipe asks for."""
+    if config.encoded is not None:
+        raise ValueError("data.encoded: holds tokens and embeddings, which only a predictor of these learns from")
     if config.folder is not None:
         from paella.data.folder import Folder
 
@@ -100,19 +108,19 @@ def open_data(config: DataConfig, seed: int) -> Folder | Scenes:
         raise ValueError(f"data.{error}") from error
 
 
-def _own_process_group(worker: int) -> None:
+def own_process_group(worker: int) -> None:
     """Ctrl-C goes to the whole foreground group; the parent must get it alone, as it still needs the batch at hand."""
     if hasattr(os, "setpgid"):  # Windows has no such groups
         os.setpgid(0, 0)
 
 
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
-    """An endless loader of (pixels, captions) batches, from sample number `start` on."""
+    """An endless loader of the batches that `collate` makes, from sample number `start` on."""
     return DataLoader(
         data if length(data) is None else Epochs(data),  # type: ignore[arg-type]
         batch_size=batch_size,
         sampler=Stream(length(data), seed, start),
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_own_process_group,
+        worker_init_fn=own_process_group,
     )

@@ -85,6 +85,10 @@ class Folder:
         wordings = self.captions[index]
         return read_picture(self.files[index], self.size), wordings[turn % len(wordings)]
 
+    def caption(self, index: int) -> str:
+        """The picture's first caption, without the work of reading the picture."""
+        return self.captions[index][0]
+
     def _add(self, file: Path, listed: list[str]) -> None:
         """Takes the picture in, or notes why it cannot be used."""
         try:

@@ -203,7 +203,7 @@ def hard_gallery(data: Folder | Scenes, seed: int) -> tuple[list[Image.Image], l
 
 def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
     """Says how many of a folder's captions CLIP does not read to their end."""
-    if isinstance(data, Scenes):
+    if not isinstance(data, Folder):
         return
     captions = data.all_captions
     if cut := sum(map(clip.is_cut, captions)):

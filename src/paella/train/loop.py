@@ -54,8 +54,8 @@ class Stage(ABC):
         A loss must leave no gradient in the other modules.
 
         Args:
-            pixels: (B,3,H,W) in [0, 1].
-            annotations: what the data says of each picture: its caption, or a label map.
+            pixels: (B,3,H,W) in [0, 1]; of encoded data, the tokens (B,h,w).
+            annotations: what the data says of each picture: its caption, or a label map; of encoded data, embeddings.
         """
 
     @abstractmethod
@@ -273,9 +273,9 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     An interrupt (Ctrl-C or SIGTERM) lets the step end, writes a checkpoint and raises KeyboardInterrupt; the same
     command goes on from there.
     """
+    trainer = Trainer(stage, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(stage, recipe)
     state = (trainer.plain, trainer.average, trainer.optimizers)
     checkpoint = output / CHECKPOINT
     done = load_checkpoint(checkpoint, *state) if checkpoint.exists() else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from paella.baselines.transformer import TransformerBlock, TransformerConfig, Tr
 from paella.blocks import ResBlock
 from paella.checkpoint import Predictor, load_clip, load_predictor, load_vqgan, save_model
 from paella.data import length, open_data
+from paella.data.encoded import Embeddings, Encoded
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.images import contact_sheet
 from paella.method import method_of
@@ -160,13 +161,17 @@ class TokenStage(Stage):
         return predictor
 
     @abstractmethod
-    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor) -> Tensor:
+    def condition(self, pixels: Tensor, annotations: Any, null: Tensor) -> Tensor:
         """What the predictor is given beside the noisy tokens: nothing where `null` (B,) bool is True."""
 
-    def losses(self, pixels: Tensor, annotations: Sequence[Any], step: int) -> Iterator[Loss]:
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(B,h,w): the pictures as the predictor is to draw them."""
+        self.vqgan.to(pixels.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self.vqgan.encode(pixels)
+
+    def losses(self, pixels: Tensor, annotations: Any, step: int) -> Iterator[Loss]:
         recipe, device = self.recipe, pixels.device
-        self.vqgan.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        u = self.vqgan.encode(pixels)
+        u = self.tokens(pixels)
         batch, height, width = u.shape
         regions = clean_regions(batch, height, width, recipe.region_share)
         null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
@@ -199,7 +204,7 @@ class PredictorStage(TokenStage):
     """The condition is the CLIP embedding of the caption, or of the picture."""
 
     recipe: PredictorRecipe
-    data: Any  # scenes, or a folder
+    data: Any  # scenes, a folder, or what was encoded
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
@@ -208,7 +213,7 @@ class PredictorStage(TokenStage):
         self.modules = {"predictor": self.open_predictor(self.clip.dim)}
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, captions: Sequence[str], null: Tensor) -> Tensor:
+    def condition(self, pixels: Tensor, captions: Any, null: Tensor) -> Tensor:
         """(B,d): the caption's embedding, or for a share of the samples the picture's; zero where `null` is True."""
         self.clip.to(pixels.device)
         condition = self.clip.embed_text(captions).float()
@@ -233,9 +238,35 @@ class PredictorStage(TokenStage):
 
     def preview(self, shipped: nn.Module) -> Image.Image:
         count = min(16, length(self.data) or 16)
-        captions = [self.data[i][1] for i in range(count)]
+        captions = [self.data.caption(i) for i in range(count)]
         return contact_sheet(self.pipeline(shipped).generate(captions), captions)
 
 
+class EncodedStage(PredictorStage):
+    """The same on tokens and embeddings that are there already: a step costs only the predictor."""
+
+    data: Encoded
+
+    def __init__(self, recipe: PredictorRecipe) -> None:
+        super().__init__(recipe)
+        self.data.check_fits(self.vqgan, self.clip, recipe.data)
+
+    def open_data(self, config: DataConfig, seed: int) -> Encoded:
+        assert config.encoded is not None
+        try:
+            return Encoded(config.encoded)
+        except ValueError as error:
+            raise ValueError(f"data.encoded: {error}") from error
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def condition(self, tokens: Tensor, embeddings: Embeddings, null: Tensor) -> Tensor:
+        of_picture = torch.rand(len(tokens)) < self.recipe.image_share
+        condition = torch.where(of_picture[:, None].to(tokens.device), embeddings.image, embeddings.text)
+        return condition * ~null[:, None].to(tokens.device)
+
+
 def main(recipe: PredictorRecipe) -> Path:
-    return train(PredictorStage(recipe), recipe)
+    stage = PredictorStage if recipe.data.encoded is None else EncodedStage
+    return train(stage(recipe), recipe)

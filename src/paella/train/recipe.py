@@ -17,6 +17,7 @@ class DataConfig:
     """Where pictures and captions come from."""
 
     folder: str | None = None  # a folder of the user's own pictures; None = emoji scenes
+    encoded: str | None = None  # predictors: in place of both, a folder that `paella dataset encode` wrote
     size: int = 64  # pixels, a side
     snap: int = 1  # scenes: sizes and places in multiples of this many pixels
     jitter: int = BACKGROUND_JITTER  # scenes: how far each channel of a background strays from the named colour
@@ -30,6 +31,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, "data.", size=1, snap=1, jitter=0, workers=0)
+        if self.encoded is not None and self.folder is not None:
+            raise ValueError("data.encoded: stands in the place of data.folder; only one of them may be given")
 
     def check_fits(self, f: int) -> None:
         """Makes sure that the pictures are whole tokens, of f pixels a side.
