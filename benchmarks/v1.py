@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from table import millions, print_row, with_machine
 from torch import Tensor
 
 from paella import official
-from paella.cli.info import machine
 from paella.engine import resolve_device, resolve_dtype
 from paella.pipeline import Paella
 from paella.unet import TokenPredictor
@@ -72,10 +72,8 @@ def main() -> None:
     start = time.perf_counter()
     picture = model.generate("a given embedding", size=args.size)[0]  # ends on the CPU: nothing is left to wait for
     seconds = time.perf_counter() - start
-    about = machine()
     row = {
-        "machine": about["GPU"] if device.type == "cuda" else f"{about['processor']}, {about['threads']} threads",
-        "predictor": f"{sum(parameter.numel() for parameter in model.predictor.parameters()) / 1e6:.1f} M",
+        "predictor": millions(model.predictor),
         "dtype": str(dtype).removeprefix("torch."),
         "picture": f"{picture.width} x {picture.height}",
         "steps": str(model.settings.steps),
@@ -83,10 +81,8 @@ def main() -> None:
         "seconds": f"{seconds:.2f}",
         "peak when built": f"{built:.2f} GiB",
         "peak": f"{peak(device):.2f} GiB",
-        "versions": about["versions"],
     }
-    for cells in (row.keys(), ["---"] * len(row), row.values()):
-        print(f"| {' | '.join(cells)} |")
+    print_row(with_machine(row, device))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "encoded.json"
 FORMAT = 1
-SHARD = 1024
+SHARD = 512  # pictures; what an interruption costs at most, and one mapping of memory
 
 
 class Embeddings(NamedTuple):

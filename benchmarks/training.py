@@ -1,0 +1,149 @@
+"""Time of one training step of the predictor: prints one row of a table.
+
+    python benchmarks/training.py --official paella-v1                         beside the authors' own step
+    python benchmarks/training.py                                              ours alone
+    python benchmarks/training.py --config tests/parity/config.json --grid 8   a tiny model: does the script work?
+
+The predictor is the published first model, every level a quarter as wide (c_hidden 320 in place of 1280): 48 M
+parameters, 8192 codes. Tokens and embeddings are given, so neither tokenizer nor CLIP is part of it.
+
+Ours is the step of `paella train predictor`: bfloat16 autocast, channels-last, fused AdamW, averaged weights, and all
+that is logged. The authors' is as in their script: float32, their model and noise, torch's cross-entropy and AdamW, and
+what they log. `--official` names a checkout of their repository at a commit of the first model (such as 946939c), whose
+`modules.py` is run. Both take turns; the ratio is the median over the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import runpy
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import repeat
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import torch
+from PIL import Image
+from table import millions, print_row, with_machine
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from paella import official
+from paella.method import method_of
+from paella.train.loop import Trainer
+from paella.train.predictor import TokenRecipe, TokenStage
+from paella.train.throughput import counted, peak
+from paella.unet import TokenPredictor, UNetConfig
+
+QUARTER = replace(official.unet_config(official.V1["unet"]), c_hidden=320)
+
+
+class GivenStage(TokenStage):
+    """A predictor's stage whose batches are tokens (B,h,w) and embeddings (B,d)."""
+
+    def __init__(self, recipe: TokenRecipe) -> None:
+        self.recipe = recipe
+        self.vqgan: Any = SimpleNamespace(config=SimpleNamespace(n_embed=recipe.model.num_labels))
+        predictor = TokenPredictor(recipe.model)
+        self.modules, self.method = {"predictor": predictor}, method_of(predictor)
+
+    def tokens(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def condition(self, tokens: Tensor, embeddings: Tensor, null: Tensor) -> Tensor:
+        return embeddings * ~null[:, None].to(embeddings.device)
+
+    def pipeline(self, shipped: nn.Module) -> NoReturn:
+        raise NotImplementedError
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        raise NotImplementedError
+
+
+def our_step(trainer: Trainer, tokens: Tensor, embeddings: Tensor) -> None:
+    batches: Iterator[Any] = repeat((tokens, embeddings))
+    for value in trainer.step(batches, 0)[0].values():
+        float(value.detach() if isinstance(value, Tensor) else value)  # as the journal reads it
+
+
+def authors_step(
+    network: Callable[..., Any], config: UNetConfig, tokens: Tensor, embeddings: Tensor
+) -> Callable[[], None]:
+    """A function that takes one step as the authors' script does."""
+    sizes = {key: value for key, value in asdict(config).items() if key != "mask_token"}
+    model = network(**sizes).to(tokens.device).train()
+    optimizer = AdamW(model.parameters(), lr=3e-4)
+    criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
+
+    def step() -> None:
+        r = torch.rand(len(tokens), device=tokens.device)
+        noisy, _ = model.add_noise(tokens, r)
+        logits = model(noisy, embeddings, r)
+        loss = criterion(logits, tokens)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), 5)
+        optimizer.step()
+        optimizer.zero_grad()
+        for value in (norm, loss, (logits.argmax(1) == tokens).float().mean()):
+            value.item()
+
+    return step
+
+
+def seconds(step: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    step()  # ends on the CPU: nothing is left to wait for
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", type=Path, help="a checkout of the authors' repository, at the first model")
+    parser.add_argument("--config", type=Path, help="sizes of the predictor, as for paella import-checkpoint")
+    parser.add_argument("--batch", type=int, default=4, help="samples of a step")
+    parser.add_argument("--grid", type=int, default=32, help="tokens, a side")
+    parser.add_argument("--runs", type=int, default=5, help="turns, after one that is not counted")
+    args = parser.parse_args()
+    config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else QUARTER
+    network = None
+    if args.official is not None:
+        if not (modules := args.official / "modules.py").is_file():
+            parser.error(f"--official: there is no {modules}; check out a commit of the first model, such as 946939c")
+        network = runpy.run_path(str(modules)).get("DenoiseUNet")
+        if network is None:
+            parser.error(f"--official: {modules} is not of the first model; check out such a commit, as 946939c")
+
+    stage = GivenStage(TokenRecipe("", batch_size=args.batch, model=config))
+    trainer = Trainer(stage, stage.recipe)
+    device = stage.device
+    tokens = torch.randint(config.num_labels, (args.batch, args.grid, args.grid), device=device)
+    embeddings = torch.randn(args.batch, config.c_clip, device=device)
+    steps = {"ours": lambda: our_step(trainer, tokens, embeddings)}
+    if network is not None:
+        steps["theirs"] = authors_step(network, config, tokens, embeddings)
+    _, operations = counted(steps["ours"])
+    for step in steps.values():
+        step()  # what only the first time takes
+    turns = [{name: seconds(step) for name, step in steps.items()} for _ in range(args.runs)]
+    ours = median(turn["ours"] for turn in turns)
+    row = {
+        "predictor": f"{millions(trainer.plain['predictor'])}, c_hidden {config.c_hidden}",
+        "grid": f"{args.grid} x {args.grid}",
+        "batch": str(args.batch),
+        "ours": f"{ours:.3f} s",
+        "of peak": f"{100 * operations / ours / peak(device, torch.bfloat16):.0f} %",
+    }
+    if network is not None:
+        ratios = [turn["theirs"] / turn["ours"] for turn in turns]
+        row["authors'"] = f"{median(turn['theirs'] for turn in turns):.3f} s"
+        row["authors' / ours"] = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    print_row(with_machine(row, device))
+
+
+if __name__ == "__main__":
+    main()
