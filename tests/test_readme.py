@@ -55,8 +55,8 @@ def understood(words: list[str]) -> None:
         assert run(words) == 0
         return
     given = command.make_context("paella", rest).params
-    if words[0] == "train":
-        stage = given["stage"]
+    if "overrides" in given:
+        stage = given.get("stage", "predictor")  # whose data are encoded
         schema = getattr(import_module(f"paella.train.{stage}"), RECIPES[stage])
         load_recipe(schema, ROOT / given["recipe"], given["overrides"] or [])
 
