@@ -24,7 +24,7 @@ def scene(*objects: str, on: str, layout: str) -> Image.Image:
 def shown(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     """The picture with its masked part blanked, as an editor shows it."""
     blank = Image.new("RGB", picture.size, (235, 235, 235))
-    return composite(picture, blank, open_mask(mask, picture.size))
+    return composite(picture, blank, open_mask(mask, picture.size).float())
 
 
 def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
