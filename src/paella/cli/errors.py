@@ -34,7 +34,7 @@ class Command(TyperCommand):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("always", message=r"[a-z_.]+: ")  # ours begin with the argument's name
-            warnings.showwarning = _print_warning
+            warnings.showwarning = lambda message, *_, **__: warn(self._with_option(str(message)))
             try:
                 return super().invoke(ctx)
             except (typer.Exit, typer.Abort, BrokenPipeError):
@@ -83,7 +83,3 @@ def one_line(message: str) -> str:
 
 def warn(message: str) -> None:
     print(one_line(f"paella: warning: {message}"), file=sys.stderr)
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    warn(str(message))
