@@ -106,6 +106,21 @@ def test_train_runs_a_recipe(paella: Run, tmp_path: Path, monkeypatch: pytest.Mo
     assert (seen[0].steps, seen[0].data.size, seen[0].output) == (5, 32, "runs/x")
 
 
+def test_a_finished_training_run_says_that_nothing_was_left_to_do(
+    paella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main(recipe: Any) -> None:
+        checkpoint = Path(recipe.output) / "checkpoint.safetensors"
+        if not checkpoint.exists():
+            checkpoint.parent.mkdir()
+            checkpoint.touch()
+
+    monkeypatch.setattr("paella.train.clip.main", main)
+    (tmp_path / "recipe.yaml").write_text("output: run\nsteps: 3\n")
+    assert paella("train", "clip", "recipe.yaml").out == "run/model: trained for 3 steps\n"
+    assert "nothing was left to do" in paella("train", "clip", "recipe.yaml").out
+
+
 def test_an_interrupted_training_run_says_how_to_go_on(
     paella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
