@@ -11,7 +11,8 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -43,6 +44,15 @@ M = TypeVar("M", bound=nn.Module)
 
 class CheckpointError(ValueError):
     """A model folder that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+@contextmanager
+def about_argument(name: str) -> Iterator[None]:
+    """Complaints about a model that was given as that argument begin with its name."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(re.sub(r"^model: ", f"{name}: ", str(error))) from error
 
 
 def model_folder(name: str | Path) -> Path:
@@ -183,6 +193,12 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
     partial.chmod(0o644)
     os.replace(partial, path)
+
+
+def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
+    stored = read_tensors(path)
+    return all(key in stored and torch.equal(stored[key].half(), value.cpu().half()) for key, value in tensors.items())
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
