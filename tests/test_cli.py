@@ -262,7 +262,7 @@ def test_a_missing_package_is_named_with_its_remedy(
     )
     monkeypatch.setattr("paella.train.clip.GALLERY", 8)
     monkeypatch.setitem(sys.modules, package, None)
-    failed(paella("train", "clip", "recipe.yaml"), 1, package, 'pip install "paella[train]"')
+    failed(paella("train", "clip", "recipe.yaml"), 1, package, 'pip install -e ".[train]"')
     assert files(tmp_path) == {"recipe.yaml"}
 
 
@@ -275,6 +275,14 @@ def test_a_bug_is_one_line_too(generate: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PAELLA_DEBUG", "1")
     with pytest.raises(KeyError):
         generate("a fox")
+
+
+def test_ctrl_c_anywhere_is_one_line(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paella.images.contact_sheet", interrupted)
+    failed(generate("a fox", "-n", 2, "-o", "out"), 130, "interrupted")
 
 
 def _remove(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Laws of every token predictor, whichever network it is. What one has of its own: test_unet.py, test_transformer.py."""
+"""Laws of every token predictor, whichever network it is. Those of one alone: test_unet.py, test_transformer.py."""
 
 from __future__ import annotations
 
