@@ -24,7 +24,7 @@ def scene(*objects: str, on: str, layout: str) -> Image.Image:
 def shown(picture: Image.Image, mask: np.ndarray) -> Image.Image:
     """The picture with its masked part blanked, as an editor shows it."""
     blank = Image.new("RGB", picture.size, (235, 235, 235))
-    return composite(picture, blank, open_mask(mask, picture.size))
+    return composite(picture, blank, open_mask(mask, picture.size).float())
 
 
 def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     save("vary", [telephone, *p.vary(telephone, 4)], ["a picture", *["vary"] * 4])
     ends = "a telephone on a pink background", "a maple leaf on a blue background"
     save("interpolate", p.interpolate(*ends, 8), [ends[0], *["…"] * 6, ends[1]])
-    strengths = (0.4, 0.6, 0.8, 1.0)
+    strengths = (0.05, 0.2, 0.5, 1.0)
     save(
         "restyle",
         [telephone, *[p.restyle(telephone, ends[1], strength=strength)[0] for strength in strengths]],

@@ -25,6 +25,11 @@ class Result(NamedTuple):
 Run = Callable[..., Result]
 
 
+def files(folder: Path) -> set[str]:
+    """What is below a folder, by names relative to it."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
 @pytest.fixture
 def paella(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command line in an empty folder, at a terminal on which nobody types."""
@@ -90,6 +95,12 @@ def tiny(tiny_model: Path) -> Paella:
     from paella.pipeline import Paella
 
     return Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def generate(paella: Run, tiny_model: Path) -> Run:
+    """Runs `paella generate` with that model."""
+    return lambda *args: paella("generate", *args, "--model", tiny_model)
 
 
 @pytest.fixture

@@ -66,6 +66,17 @@ def test_interpolate_makes_an_animation(edit: Run, output: str, kind: str) -> No
         assert (film.format, film.n_frames, film.size) == (kind, 3, (32, 32))
 
 
+def test_what_an_ability_is_asked_for_is_hinted_at_where_the_model_does_not_know_it(edit: Run) -> None:
+    for args in (
+        ("interpolate", "a dragon", "picture.png", "-n", 2),
+        ("compose", "--region", "a dragon@left", "--region", "a fox@right"),
+        ("inpaint", "picture.png", "a dragon", "-m", "mask.png"),
+    ):
+        result = edit(*args, "-o", "new")
+        assert result.code == 0 and "'a dragon': names none of the 40 objects" in result.err, result
+    assert edit("inpaint", "picture.png", "-m", "mask.png", "-o", "new").err == ""
+
+
 def test_interpolate_makes_a_folder_of_frames(edit: Run) -> None:
     assert edit("interpolate", FOX, DOG, "--frames", 3, "-o", "frames").code == 0
     assert len(list(Path("frames").iterdir())) == 4  # and their sheet
@@ -82,6 +93,12 @@ def test_files_are_named_by_what_was_done_to_which_picture(edit: Run) -> None:
     assert [name[:16] for name in names] == ["a-fox-on-a-green", "picture-restyle-", "picture-vary-0.p"], names
 
 
+@pytest.mark.parametrize(("output", "allowed"), [("row.mp4", ".png or .gif or .webp"), ("row.jpg", ".png or .gif")])
+def test_an_unknown_ending_is_refused_with_those_that_are_known(edit: Run, output: str, allowed: str) -> None:
+    result = edit("interpolate", FOX, DOG, "--frames", 3, "-o", output)
+    assert result.code == 2 and f"--output: must end in {allowed}" in result.err and not Path(output).exists()
+
+
 def test_restyle_and_compose_write_their_pictures(edit: Run) -> None:
     assert edit("restyle", "picture.png", FOX, "--strength", 0.5, "-o", "new.png").code == 0
     assert pixels("new.png").shape == (32, 32, 3)
@@ -94,19 +111,21 @@ def test_restyle_and_compose_write_their_pictures(edit: Run) -> None:
     ("args", "named"),
     [
         (("inpaint", "picture.png"), "--mask: missing"),
-        (("inpaint", "picture.png", "-m", "black.png"), "--mask: is black all over"),
+        (("inpaint", "picture.png", "-m", "black.png"), "--mask: nothing in it is white"),
         (("inpaint", "none.png", "-m", "mask.png"), "image: cannot read none.png"),
         (("inpaint", "picture.png", "-m", "mask.png", "--feather", -1), "--feather: must be 0 or more"),
         (("inpaint", "picture.png", "-m", "mask.png", "-n", 0), "--number: must be at least 1"),
         (("outpaint", "picture.png"), "--left: one of"),
         (("outpaint", "picture.png", "--top", -1), "--top: must be 0 or more"),
         (("outpaint", "picture.png", "--top", 8, "--region", "a fox"), "--region: must be like PROMPT@WHERE"),
-        (("outpaint", "picture.png", "--top", 8, "-m", "black.png"), "--mask: is black all over"),
+        (("outpaint", "picture.png", "--top", 8, "-m", "black.png"), "--mask: nothing in it is white"),
         (("interpolate", FOX, "none.png"), "end: cannot read none.png"),
         (("vary", "picture.png", FOX, "--strength", 2), "--strength: must be within 0 ... 1"),
         (("interpolate", FOX, DOG, "--frames", 0), "--frames: must be at least 1"),
         (("restyle", "picture.png", FOX, "--strength", -0.1), "--strength: must be within 0 ... 1"),
+        (("inpaint", "picture.png", "-m", "mask.png", "--feather", 8), "--feather: must be at most 7 pixels"),
         (("compose",), "--region: missing"),
+        (("compose", "--region", "@left"), "--region: the prompt of a region"),
         (("compose", "--region", "a fox@0,0,99,99"), "--region: the box (0, 0, 99, 99)"),
         (("compose", "--region", "a fox@left", "--softness", -1), "--softness: must be 0 or more"),
     ],

@@ -180,11 +180,32 @@ def test_feathering_mixes_old_and_new_inside_the_border(tiny: Paella) -> None:
     assert np.abs(soft - old)[ring].sum() < 0.5 * np.abs(hard - old)[ring].sum()
 
 
+def test_feathering_wider_than_the_mask_is_refused(tiny: Paella) -> None:
+    picture = some_picture()
+    mask = box_mask(picture, 4, 4, 28, 11)  # 7 pixels high: 3 rings, and a line of what is new
+    assert tiny.inpaint(picture, mask, FOX, feather=3)
+    with pytest.raises(ValueError, match="feather: must be at most 3 pixels, as the mask is no wider, not 4"):
+        tiny.inpaint(picture, mask, FOX, feather=4)
+
+
+def test_a_picture_with_a_part_erased_is_no_mask(tiny: Paella) -> None:
+    picture = some_picture()
+    erased = picture.convert("RGBA")
+    erased.paste((0, 0, 0, 0), (8, 8, 24, 24))
+    with pytest.raises(ValueError, match="mask: is a picture with a transparent part"):
+        tiny.inpaint(picture, erased, FOX)
+    soft = np.zeros((32, 32, 4), np.uint8)  # an editor's mask with a soft edge
+    soft[8:24, 8:24], soft[8, 8:24] = 255, 128
+    soft[0, 0] = (0, 0, 0, 255)
+    assert tiny.inpaint(picture, soft, FOX)
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
         ([], "mask: must be a mask, or a list of at least one"),
-        (np.zeros((32, 32), bool), "mask: is black all over"),
+        (np.zeros((32, 32), bool), "mask: nothing in it is white"),
+        (Image.new("RGB", (32, 32), "red"), "mask: nothing in it is white"),
         (np.ones((32, 16), bool), "mask: must have the picture's size, 32 x 32"),
         ("no such file", "mask: cannot read"),
         (3, "mask: must be a PIL image, an array or a file"),
@@ -311,7 +332,8 @@ def test_regions_matter_where_they_are(tiny: Paella) -> None:
         ([(FOX, (0, 0, 33, 32))], "regions: the box .* not within the 32 x 32 pixels"),
         ([(FOX, (8, 0, 8, 32))], "regions: the box .* is empty"),
         ([(FOX, (0, 0, 8))], "regions: a box is"),
-        ([(FOX, np.zeros((32, 32), bool))], "regions: is black all over"),
+        ([(FOX, np.zeros((32, 32), bool))], "regions: nothing in it is white"),
+        ([(FOX, "left"), (" ", "right")], "regions: the prompt of a region must not be empty"),
         ([(FOX, "middle")], "regions: cannot read middle"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from paella.data.scenes import LAYOUTS, captions, objects, render
 from paella.evaluate.edits import Cases, evaluate_edits, format_edits, inpainting
 from paella.pipeline import Paella
+from paella.unet import TokenPredictor
 
 NAMES = list(objects())[:12]
 
@@ -65,3 +67,12 @@ def test_every_ability_is_reported(tiny: Paella) -> None:
     ):
         assert report[ability][figure]["rate"] == 1
     assert format_edits(report).count("\n") == 2 + sum(map(len, report.values()))
+
+
+def test_what_a_maskgit_model_cannot_do_is_left_out_with_a_note(tiny: Paella) -> None:
+    config = replace(tiny.predictor.config, mask_token=True)
+    with torch.random.fork_rng():
+        hiding = Paella(TokenPredictor(config).eval(), tiny.vqgan, tiny.clip, tiny.settings, tiny.size)
+        report = evaluate_edits(hiding, 2, names=NAMES)
+    assert set(report) == {"inpaint", "outpaint", "vary", "interpolate", "restyle", "compose"}
+    assert "| restyle | not measured | a MaskGIT model cannot start from noisy tokens |" in format_edits(report)

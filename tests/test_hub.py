@@ -96,6 +96,15 @@ def test_what_is_no_model_is_not_pushed(hub: Hub, paella: Run, tmp_path: Path) -
     assert result.code == 2 and "model.json" in result.err and hub.repositories == {}
 
 
+@pytest.mark.parametrize("name", ["tiny", "me/tiny/2", "me/", "https://hub/me/tiny"])
+def test_a_repository_without_owner_and_name_is_refused_before_the_network(
+    hub: Hub, paella: Run, tiny_model: Path, name: str
+) -> None:
+    result = paella("push", tiny_model, name)
+    assert result.code == 2 and f"repo_id: must be like owner/name, not '{name}'" in result.err
+    assert hub.repositories == {}
+
+
 def test_results_that_cannot_be_read_are_named(hub: Hub, paella: Run, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_bytes(b"\xff\xfe\x00")
     for file, reason in (("nowhere.md", "No such file"), ("report.md", "not UTF-8")):

@@ -1,10 +1,13 @@
 """Pictures in and out."""
 
-import numpy as np
-import torch
-from PIL import Image
+from pathlib import Path
 
-from paella.images import contact_sheet, retouched, to_pictures, to_tensor
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from paella.images import _drawable, _font_for, contact_sheet, retouched, save, to_pictures, to_tensor
 
 
 def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
@@ -57,6 +60,36 @@ def test_a_contact_sheet_has_room_for_long_captions() -> None:
     white = np.asarray(short) == 255
     assert not white.all(axis=2)[70:].all()  # the words are there, below the pictures
     assert np.asarray(long)[:4].min() == 255 and np.asarray(long)[-1].min() == 255  # nothing runs over the edges
+
+
+def test_a_contact_sheet_has_no_boxes_for_letters_that_its_font_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = ImageFont.load_default(10)
+    monkeypatch.setattr("paella.images._font_for", lambda text: own)
+
+    def sheet(caption: str) -> bytes:
+        return contact_sheet([Image.new("RGB", (64, 64), "red")], [caption]).tobytes()
+
+    assert sheet("a fox → ein Bär, привет") == sheet("a fox -> ein Bar, ??????")
+
+
+def test_a_contact_sheet_takes_a_font_that_knows_more_where_there_is_one() -> None:
+    try:
+        font = ImageFont.truetype("DejaVuSans.ttf", 10)
+    except OSError:
+        pytest.skip("DejaVu Sans is not installed")
+    assert _font_for("a fox").getname() != font.getname()  # type: ignore[union-attr]
+    assert _font_for("привет").getname() == font.getname()  # type: ignore[union-attr]
+    assert _drawable("ein Bär → привет", font) == "ein Bär → привет"
+
+
+def test_a_saved_picture_says_how_it_was_made(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    picture.info = {"prompt": "ein Bär", "seed": "7", "dpi": (72, 72)}
+    save(picture, tmp_path / "bear.png")
+    with Image.open(tmp_path / "bear.png") as again:
+        assert again.tobytes() == picture.tobytes() and again.info == {"prompt": "ein Bär", "seed": "7"}
+    with pytest.raises(ValueError, match=r"^file: must end in \.png"):
+        save(picture, str(tmp_path / "bear.jpg"))
 
 
 def off_by(picture: Image.Image, levels: np.ndarray) -> Image.Image:

@@ -96,7 +96,7 @@ def test_imports_have_no_circles() -> None:
 
 
 def test_nothing_imports_the_commands_the_server_or_the_adapters() -> None:
-    for module in modules():
+    for module in modules().keys() - {"__main__"}:
         tops = {other.split(".")[0] for other in imports(module)} & TOPS
         assert tops <= {module.split(".")[0]}, module
 

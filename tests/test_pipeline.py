@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from paella.engine import resolve_device, resolve_dtype
-from paella.pipeline import Cancelled, Paella
+from paella.pipeline import Cancelled, Interrupted, Paella
 from paella.sampler import SamplerSettings
 
 
@@ -100,6 +100,7 @@ def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
         ({"prompt": ""}, "prompt: "),
         ({"prompt": "  \n"}, "prompt: "),
         ({"prompt": []}, "prompt: "),
+        ({"prompt": 3}, "prompt: must be a string, or a list of at least one, not 3"),
         ({"prompt": ["a dog", ""]}, "prompt: "),
         ({"n": 0}, "n: must be at least 1"),
         ({"seed": -1}, "seed: "),
@@ -134,6 +135,24 @@ def test_on_step_sees_every_step_and_may_cancel(tiny: Paella) -> None:
     with pytest.raises(Cancelled):
         tiny.generate("a dog", steps=5, on_step=stop)
     assert calls == [1, 2]
+
+
+@pytest.mark.parametrize("kind", [Cancelled, Interrupted])
+def test_whoever_stops_gets_the_pictures_that_are_finished(tiny: Paella, kind: type[Cancelled | Interrupted]) -> None:
+    calls: list[int] = []
+
+    def stop(step: int, steps: int, tokens: torch.Tensor) -> bool:
+        calls.append(step)
+        if len(calls) == 6 and kind is Interrupted:
+            raise KeyboardInterrupt
+        return len(calls) < 6
+
+    picture = Image.new("RGB", (30, 30), "red")  # of no whole tokens: what is kept is cropped as well
+    whole = tiny.restyle(picture, "a dog", n=3, steps=2)
+    with pytest.raises(kind) as stopped:
+        tiny.restyle(picture, "a dog", n=3, steps=2, on_step=stop)
+    kept = list(stopped.value.pictures)
+    assert content(kept) == content(whole[:2]) and [one.info for one in kept] == [one.info for one in whole[:2]]
 
 
 def test_the_last_tokens_are_the_picture(tiny: Paella) -> None:

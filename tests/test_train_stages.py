@@ -1,6 +1,7 @@
 """Laws of the three stages."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from training import assert_overfits, make_stage, rows, train
 
-from paella.checkpoint import load_predictor, load_vqgan, save_vqgan
+from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
 from paella.data import collate
+from paella.pipeline import Paella
 from paella.train.predictor import SmoothedCrossEntropy, clean_regions
 from paella.train.vqgan import reconstruction_figures
 from paella.unet import TokenPredictor
@@ -90,6 +93,41 @@ def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Pat
     save_vqgan(VQGAN(VQGANConfig(32, (1,), 1, (), False, 8, 4, n_embed=16, patch=2)), tmp_path)
     with pytest.raises(ValueError, match="init_from: its predictor is not for this VQGAN"):
         make_stage("predictor", tiny_model, f"init_from={tiny_model}", f"vqgan={tmp_path}")
+
+
+def test_a_start_from_a_model_of_another_vqgan_or_clip_is_warned_of(
+    tiny_model: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    def changed(folder: str, file: str, prefix: str) -> Path:
+        own = shutil.copytree(tiny_model, tmp_path / folder)
+        tensors = load_file(own / file)
+        save_file({key: value + key.startswith(prefix) for key, value in tensors.items()}, own / file)
+        return own
+
+    encoder = changed("encoder", "vqgan.safetensors", "encoder.")
+    decoder = changed("decoder", "vqgan.safetensors", "decoder.")
+    clip = changed("clip", "clip/model.safetensors", "text_projection")
+    half = tmp_path / "half"
+    save_model(Paella.from_pretrained(tiny_model, device="cpu"), half)  # as training stores a model
+
+    def warned(*more: str) -> list[str]:
+        recwarn.clear()
+        make_stage("predictor", tiny_model, f"init_from={tiny_model}", *more)
+        return [str(one.message) for one in recwarn if str(one.message).startswith("init_from: ")]
+
+    assert warned() == warned(f"vqgan={decoder}") == warned(f"vqgan={half}", f"clip={half}") == []
+    (message,) = warned(f"vqgan={encoder}")
+    assert f"another vqgan than {encoder}" in message
+    (message,) = warned(f"clip={clip}")
+    assert f"another clip than {clip}" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("predictor", "vqgan"), ("predictor", "clip"), ("predictor", "init_from"), ("vqgan", "init_from")]
+)
+def test_a_part_that_cannot_be_loaded_is_told_by_its_key(tiny_model: Path, tmp_path: Path, kind: str, key: str) -> None:
+    with pytest.raises(ValueError, match=f"^{key}: .*nowhere"):
+        make_stage(kind, tiny_model, f"{key}={tmp_path}/nowhere")
 
 
 def is_rectangle(mask: torch.Tensor) -> bool:

@@ -56,17 +56,6 @@ def test_a_map_is_resized_to_each_level(
     torch.testing.assert_close(predictor(tokens, condition, t), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("grid", [(1, 1), (1, 6), (3, 5), (7, 2), (4, 4), (9, 8), (16, 16)])
-def test_any_grid_has_logits_and_a_constant_map_is_the_vector(predictor: TokenPredictor, grid: tuple[int, int]) -> None:
-    tokens, condition, t = inputs(*grid)
-    logits = predictor(tokens, condition, t)
-    assert logits.shape == (2, 20, *grid)
-    assert logits.isfinite().all()
-    for size in (grid, (3, 4)):
-        constant = condition[:, :, None, None].expand(-1, -1, *size)
-        torch.testing.assert_close(predictor(tokens, constant, t), logits, rtol=1e-4, atol=1e-4)
-
-
 def test_grids_that_the_stride_divides_are_not_padded(
     predictor: TokenPredictor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,38 +67,6 @@ def test_grids_that_the_stride_divides_are_not_padded(
     assert torch.equal(predictor(tokens, condition, t), logits)
     with pytest.raises(RuntimeError):  # so padding is what the other grids live by
         assert predictor(*small).shape == padded.shape
-
-
-@pytest.mark.parametrize("grid", [(8, 8), (3, 5)])
-def test_conditioned_is_forward_and_can_be_used_again(predictor: TokenPredictor, grid: tuple[int, int]) -> None:
-    tokens, condition, t = inputs(*grid)
-    denoise = predictor.conditioned(condition[:, :, None, None])
-    for time in (t, t / 2):
-        assert torch.equal(denoise(tokens, time), predictor(tokens, condition, time))
-
-
-def test_condition_time_and_tokens_matter(predictor: TokenPredictor) -> None:
-    tokens, condition, t = inputs(8, 8)
-    logits = predictor(tokens, condition, t)
-    assert not torch.allclose(predictor(tokens, -condition, t), logits)
-    assert not torch.allclose(predictor(tokens, condition, t / 2), logits)
-    assert not torch.allclose(predictor((tokens + 1) % 20, condition, t), logits)
-
-
-def test_pictures_of_a_batch_do_not_see_each_other(predictor: TokenPredictor) -> None:
-    tokens, condition, t = inputs(5, 8, batch=3)
-    together = predictor(tokens, condition, t)
-    alone = torch.cat([predictor(tokens[i : i + 1], condition[i : i + 1], t[i : i + 1]) for i in range(3)])
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-
-
-def test_it_computes_in_its_own_dtype(predictor: TokenPredictor) -> None:
-    half = TokenPredictor(CONFIG).bfloat16()
-    half.load_state_dict(predictor.state_dict())
-    tokens, condition, t = inputs(8, 8)
-    logits, exact = half(tokens, condition, t), predictor(tokens, condition, t)
-    assert logits.dtype == torch.bfloat16
-    assert (logits.float() - exact).norm() < 0.1 * exact.norm()
 
 
 def test_one_level_has_no_stride() -> None:

@@ -12,7 +12,8 @@ import os
 import re
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib import resources
 from pathlib import Path
@@ -44,6 +45,15 @@ M = TypeVar("M", bound=nn.Module)
 
 class CheckpointError(ValueError):
     """A model folder that cannot be loaded; the message names the file and what is wrong with it."""
+
+
+@contextmanager
+def about_argument(name: str) -> Iterator[None]:
+    """Complaints about a model that was given as that argument begin with its name."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(re.sub(r"^model: ", f"{name}: ", str(error))) from error
 
 
 def model_folder(name: str | Path) -> Path:
@@ -194,6 +204,12 @@ def fingerprint(tensors: Mapping[str, Tensor], about: str = "") -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
+    stored = read_tensors(path)
+    return all(key in stored and torch.equal(stored[key].half(), value.cpu().half()) for key, value in tensors.items())
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
@@ -40,7 +40,15 @@ class Options(TypedDict, total=False):
 
 
 class Cancelled(Exception):
-    """`on_step` returned False."""
+    """`on_step` returned False; `pictures` are those that were finished before."""
+
+    pictures: Sequence[Image.Image] = ()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C came while pictures were drawn; `pictures` are those that were finished before."""
+
+    pictures: Sequence[Image.Image] = ()
 
 
 class Engine:
@@ -155,6 +163,7 @@ class Engine:
         *,
         seeds: Sequence[int] | None = None,
         renoise: str | None = None,
+        finish: Callable[[Image.Image], Image.Image] = lambda drawn: drawn,
     ) -> list[Image.Image]:
         """What all abilities share: random tokens become a canvas, the canvas pictures that say how they were made.
 
@@ -167,6 +176,7 @@ class Engine:
             record: more to say in the metadata.
             seeds: where they are not `seed + i`.
             renoise: where it is not the settings' own.
+            finish: what is left to do with each picture.
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
@@ -178,11 +188,25 @@ class Engine:
         noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
         negative = options.get("negative_prompt")
         null = self._embed([negative or ""])[:, :, None, None]
-        pictures = to_pictures(self._sample(canvas(noise), settings, generators, null, options.get("on_step")))
-        more = dict(record or {}) if negative is None else {**(record or {}), "negative_prompt": negative}
-        for picture, prompt, seed in zip(pictures, prompts, seeds, strict=True):
-            made = {"ability": ability, "prompt": prompt, "seed": str(seed), "model": self.name}
-            picture.info.update(made | {"settings": json.dumps(asdict(settings))} | more)
+        if negative and settings.guidance == 1:
+            warnings.warn("negative_prompt: does nothing at guidance 1, which asks for the prompt alone", stacklevel=3)
+        alike = {"ability": ability, "model": self.name, "settings": json.dumps(asdict(settings)), **(record or {})}
+        if negative is not None:
+            alike["negative_prompt"] = negative
+        pictures: list[Image.Image] = []
+        try:
+            for pixels in self._sample(canvas(noise), settings, generators, null, options.get("on_step")):
+                for picture in map(finish, to_pictures(pixels)):
+                    own = {"prompt": prompts[len(pictures)], "seed": str(seeds[len(pictures)])}
+                    picture.info.update(own | alike)
+                    pictures.append(picture)
+        except Cancelled as cancelled:
+            cancelled.pictures = pictures
+            raise
+        except KeyboardInterrupt as interrupt:
+            interrupted = Interrupted()
+            interrupted.pictures = pictures
+            raise interrupted from interrupt
         return pictures
 
     def _condition_map(
@@ -235,15 +259,14 @@ class Engine:
         generators: Sequence[torch.Generator],
         null: Tensor,
         on_step: OnStep | None,
-    ) -> Tensor:
-        """Runs the loop and decodes: pixels (B,3,H,W) in [0, 1].
+    ) -> Iterator[Tensor]:
+        """Runs the loop and decodes: yields pixels (·,3,H,W) in [0, 1], some pictures at a time.
 
         On the CPU pictures are made one at a time: a matrix product may round differently in a larger batch, and a
         picture must not depend on its batch. Little is lost, as one picture keeps all cores busy.
         """
         chunk = 1 if self.device.type == "cpu" else 16
         method = method_of(self.predictor)
-        pixels = []
         for first in range(0, len(generators), chunk):
             part = slice(first, first + chunk)
             own = Canvas(canvas.tokens[part], canvas.frozen[part], canvas.condition[part], canvas.start)
@@ -252,18 +275,27 @@ class Engine:
             for step, tokens in enumerate(method.sample(denoise, own, settings, generators[part]), 1):
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
-            pixels.append(self._decode(tokens))
-        return torch.cat(pixels)
+            yield self._decode(tokens)
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
     """One for each picture, prompt-major."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError("prompt: must be a string, or a list of at least one")
+    prompts = prompt_list(prompt)
     if n < 1:
         raise ValueError(f"n: must be at least 1, not {n}")
     return [text for text in prompts for _ in range(n)]
+
+
+def prompt_list(prompt: str | Sequence[str]) -> list[str]:
+    """One or several prompts as a list.
+
+    Raises:
+        ValueError: they are none.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else []
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
+    return prompts
 
 
 def resolve_device(device: str) -> torch.device:

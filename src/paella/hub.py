@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,11 @@ def push(
         token: of the hub; None = that of `hf auth login`.
 
     Raises:
-        ValueError: `repo_id` is none.
+        ValueError: `repo_id` is not of that form.
         ConnectionError: the hub cannot be reached, or refuses.
     """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"repo_id: must be like owner/name, not {repo_id!r}")
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi(token=token)

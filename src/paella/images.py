@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Picture = Image.Image | np.ndarray | str | Path  # a PIL image, an array (H,W) or (H,W,3), or a file
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Tensor:
@@ -38,6 +43,11 @@ def open_picture(picture: Picture, name: str = "image", behind: str = "white") -
     Raises:
         ValueError: it cannot be read, or is none.
     """
+    return as_rgb(_as_image(picture, name), behind)
+
+
+def _as_image(picture: Picture, name: str) -> Image.Image:
+    """Whatever the user brought, of any mode; see `open_picture`."""
     if isinstance(picture, np.ndarray):
         shape = picture.shape
         if picture.dtype != np.uint8 or not (len(shape) == 2 or (len(shape) == 3 and shape[2] in (3, 4))):
@@ -49,7 +59,7 @@ def open_picture(picture: Picture, name: str = "image", behind: str = "white") -
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
-    return as_rgb(picture, behind)
+    return picture
 
 
 def read_picture(file: str | Path, name: str = "image") -> Image.Image:
@@ -67,8 +77,23 @@ def read_picture(file: str | Path, name: str = "image") -> Image.Image:
     return picture
 
 
+def save(picture: Image.Image, file: str | Path | IO[bytes]) -> None:
+    """Writes a PNG with what the picture's `info` says of its making, which `picture.save` leaves out.
+
+    Raises:
+        ValueError: the file's name is not that of a PNG.
+    """
+    if isinstance(file, str | Path) and Path(file).suffix.lower() != ".png":
+        raise ValueError(f"file: must end in .png, whose metadata say how the picture was made, not {file}")
+    about = PngInfo()
+    for key, value in picture.info.items():
+        if isinstance(key, str) and isinstance(value, str):
+            about.add_text(key, value)
+    picture.save(file, "PNG", pnginfo=about)
+
+
 def as_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
-    """A picture of any mode as RGB, upright: turned as its EXIF data say, what is transparent laid over a colour.
+    """A picture of any mode as RGB of 8 bits, upright: turned as its EXIF data say, what is transparent over a colour.
 
     Gray of 16 bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
     """
@@ -97,18 +122,36 @@ def open_mask(mask: Picture, size: tuple[int, int], name: str = "mask") -> Tenso
         size: (width, height) that it must have.
 
     Raises:
-        ValueError: it cannot be read, has another size, or is nowhere white.
+        ValueError: it cannot be read, has another size, is nowhere white, or is a picture with a part erased.
     """
     if isinstance(mask, np.ndarray) and mask.ndim == 2 and mask.dtype.kind in "bf":
         mask = ((mask >= 0.5) * 255).astype(np.uint8)
-    picture = open_picture(mask, name, behind="black").convert("L")
+    given = _as_image(mask, name)
+    over_black, over_white = as_rgb(given, "black"), as_rgb(given, "white")
+    picture = over_black.convert("L")
     if picture.size != size:
         expected, found = (f"{width} x {height}" for width, height in (size, picture.size))
         raise ValueError(f"{name}: must have the picture's size, {expected} pixels (width x height), not {found}")
+    if _is_erased_picture(np.asarray(over_black), np.asarray(over_white)):
+        raise ValueError(
+            f"{name}: is a picture with a transparent part; a mask is white where it marks, and black or transparent "
+            "everywhere else"
+        )
     area = torch.from_numpy(np.asarray(picture) >= 128)
     if not area.any():
-        raise ValueError(f"{name}: is black all over: nothing is marked")
+        raise ValueError(f"{name}: nothing in it is white, so nothing is marked")
     return area
+
+
+def _is_erased_picture(over_black: np.ndarray, over_white: np.ndarray) -> bool:
+    """Whether something is transparent and what is opaque is no mask: more than a soft edge neither black nor white.
+
+    Who erases the part to repaint means the transparent part, and a mask's white would be some other.
+    """
+    opaque = (over_black == over_white).all(axis=2)
+    levels = over_black[opaque]  # (n,3)
+    plain = (levels.max(axis=1) < 32) | (levels.min(axis=1) >= 224)
+    return not opaque.all() and len(plain) > 0 and plain.mean() < 0.95
 
 
 def halves(width: int, height: int) -> dict[str, Box]:
@@ -164,19 +207,27 @@ def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:
     return pooled[0] > 0
 
 
-def composite(original: Image.Image, painted: Image.Image, mask: Tensor, feather: int = 0) -> Image.Image:
-    """`painted` where the mask is True, `original` bit for bit elsewhere; both RGB of one size.
+def feathered(mask: Tensor, feather: int) -> Tensor:
+    """A mask (H,W) bool as weights (H,W) in [0, 1]: 0 outside it, and 1 from so many pixels inside its border on.
 
-    Args:
-        mask: (H,W) bool.
-        feather: pixels inside the mask's border over which the one passes into the other.
+    Raises:
+        ValueError: `feather` is below 0, or so wide that no pixel has weight 1.
     """
-    alpha = mask[None].float()
-    inner = alpha
-    for _ in range(feather):  # each erosion takes a ring off; a pixel's alpha is the share of those it outlives
+    if feather < 0:
+        raise ValueError(f"feather: must be 0 or more pixels, not {feather}")
+    inner = mask[None].float()
+    total = inner
+    for ring in range(feather):  # each erosion takes a ring off; a pixel's weight is the share of those it outlives
         inner = 1 - F.max_pool2d(1 - inner, 3, stride=1, padding=1)
-        alpha = alpha + inner
-    weight = (alpha / (feather + 1))[0, :, :, None].numpy()
+        if not inner.any():
+            raise ValueError(f"feather: must be at most {ring} pixels, as the mask is no wider, not {feather}")
+        total = total + inner
+    return total[0] / (feather + 1)
+
+
+def composite(original: Image.Image, painted: Image.Image, weights: Tensor) -> Image.Image:
+    """`painted` where the weights (H,W) are 1, `original` bit for bit where they are 0; both RGB of one size."""
+    weight = weights[:, :, None].numpy()
     blend = weight * np.asarray(painted) + (1 - weight) * np.asarray(original)
     return Image.fromarray(blend.round().astype(np.uint8))
 
@@ -221,9 +272,9 @@ def contact_sheet(
     """The pictures on one white sheet, row by row, each with its caption below where captions are given."""
     columns = min(columns, len(pictures))
     width, height = (max(sides) for sides in zip(*(picture.size for picture in pictures), strict=True))
-    font = ImageFont.load_default(10)
+    font = _font_for("".join(captions or ()))
     cell = max(width, 150) if captions else width
-    lines = [_wrap(caption, cell, font) for caption in captions] if captions else [[]] * len(pictures)
+    lines = [_wrap(_drawable(text, font), cell, font) for text in captions] if captions else [[]] * len(pictures)
     cell_height = height + 13 * max(map(len, lines))
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + rows * (cell_height + gap)), "white")
@@ -235,7 +286,30 @@ def contact_sheet(
     return sheet
 
 
-def _wrap(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def _font_for(text: str) -> Font:
+    """Pillow's own font, which knows little beside ASCII; or DejaVu Sans where that is not enough, and it is there."""
+    font = ImageFont.load_default(10)
+    if _drawable(text, font) != text:
+        with suppress(OSError):
+            return ImageFont.truetype("DejaVuSans.ttf", 10)
+    return font
+
+
+def _drawable(text: str, font: Font) -> str:
+    """The text, in it letters without their accents, or a question mark, for what the font would draw as a box."""
+    box = bytes(font.getmask("\uffff"))
+
+    def known(character: str) -> bool:
+        return character.isspace() or bytes(font.getmask(character)) != box
+
+    def nearest(character: str) -> str:
+        parts = "->" if character == "→" else unicodedata.normalize("NFKD", character)  # the arrow of `interpolate`
+        return "".join(filter(known, parts)) or "?"
+
+    return "".join(character if known(character) else nearest(character) for character in text)
+
+
+def _wrap(text: str, width: int, font: Font) -> list[str]:
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

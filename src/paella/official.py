@@ -14,7 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from paella.checkpoint import CheckpointError, check_fit, config_from, load_clip, load_module, read_weights
+from paella.checkpoint import (
+    CheckpointError,
+    about_argument,
+    check_fit,
+    config_from,
+    load_clip,
+    load_module,
+    read_weights,
+)
 from paella.sampler import SamplerSettings
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, Quantizer, VQGANConfig
@@ -97,7 +105,8 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     Raises:
         CheckpointError: an unknown key, or a value that our class does not support.
     """
-    return config_from(UNetConfig, config, "the predictor's config")
+    with about_argument("config"):
+        return config_from(UNetConfig, config, "the predictor's config")
 
 
 def vqgan_config(config: Mapping[str, Any], quantizer: Quantizer) -> VQGANConfig:
@@ -106,8 +115,9 @@ def vqgan_config(config: Mapping[str, Any], quantizer: Quantizer) -> VQGANConfig
     Raises:
         CheckpointError: an unknown key, or a value that our class does not support.
     """
-    whole = config_from(TamingConfig, config, "the VQGAN's config")
-    network = config_from(DDConfig, whole.ddconfig, "the VQGAN's ddconfig")
+    with about_argument("config"):
+        whole = config_from(TamingConfig, config, "the VQGAN's config")
+        network = config_from(DDConfig, whole.ddconfig, "the VQGAN's ddconfig")
     try:
         return VQGANConfig(
             ch=network.ch,
@@ -120,7 +130,7 @@ def vqgan_config(config: Mapping[str, Any], quantizer: Quantizer) -> VQGANConfig
             quantizer=quantizer,
         )
     except TypeError as error:
-        raise CheckpointError(f"model: the VQGAN's ddconfig: {error}") from error
+        raise CheckpointError(f"config: the VQGAN's ddconfig: {error}") from error
 
 
 def load_predictor(weights: str | Path, config: Mapping[str, Any]) -> TokenPredictor:
@@ -156,8 +166,14 @@ def load_vqgan(weights: str | Path, config: Mapping[str, Any]) -> VQGAN:
 
 
 def quantizer_of(weights: str | Path) -> Quantizer:
-    """Which quantizer the VQGAN in that file has: only a Gumbel one has `quantize.proj` and `quantize.embed`."""
-    keys = read_weights(Path(weights))
+    """Which quantizer the VQGAN in that file has: only a Gumbel one has `quantize.proj` and `quantize.embed`.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds no VQGAN.
+    """
+    keys = [key for key in read_weights(Path(weights)) if key.startswith("quantize.")]
+    if not keys:
+        raise CheckpointError(f"model: {weights} holds no VQGAN: none of its keys begins with quantize.")
     return "gumbel" if any(key.startswith(("quantize.proj.", "quantize.embed.")) for key in keys) else "nearest"
 
 
@@ -178,13 +194,20 @@ def load_model(
     Raises:
         CheckpointError: see `load_predictor`; or an entry is missing, or the parts are not of one model.
     """
-    entry = VQGAN_ENTRIES[quantizer_of(vqgan)]
+    with about_argument("vqgan"):
+        entry = VQGAN_ENTRIES[quantizer_of(vqgan)]
     if missing := {"unet", entry} - configs.keys():
         raise CheckpointError(f"config: lacks {', '.join(sorted(missing))}; it has {', '.join(configs)}")
-    parts = (load_predictor(predictor, configs["unet"]), load_vqgan(vqgan, configs[entry]), load_clip(clip))
-    check_fit(*parts, f"{predictor}, {vqgan} and {clip}")
+    with about_argument("predictor"):
+        network = load_predictor(predictor, configs["unet"])
+    with about_argument("vqgan"):
+        tokenizer = load_vqgan(vqgan, configs[entry])
+    with about_argument("clip"):
+        encoder = load_clip(clip)
+    with about_argument("predictor"):
+        check_fit(network, tokenizer, encoder, f"{predictor}, {vqgan} and {clip}")
     size = configs[entry]["ddconfig"]["resolution"]
-    return {**dict(zip(("predictor", "vqgan", "clip"), parts, strict=True)), "settings": V1_SETTINGS, "size": size}
+    return {"predictor": network, "vqgan": tokenizer, "clip": encoder, "settings": V1_SETTINGS, "size": size}
 
 
 def _network(weights: str | Path) -> dict[str, Tensor]:

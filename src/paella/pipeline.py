@@ -13,11 +13,12 @@ from torch import Tensor
 
 from paella import edits
 from paella.canvas import Canvas
-from paella.engine import Cancelled, Engine, OnStep, Options, per_picture
+from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options, per_picture, prompt_list
 from paella.images import (
     Box,
     Picture,
     composite,
+    feathered,
     halves,
     open_mask,
     open_picture,
@@ -27,7 +28,7 @@ from paella.images import (
     token_mask,
 )
 
-__all__ = ["Cancelled", "OnStep", "Paella"]
+__all__ = ["Cancelled", "Interrupted", "OnStep", "Paella"]
 
 Region = tuple[str, str | Box | Picture]  # a prompt, and where: left, right, top or bottom (a half), a box or a mask
 
@@ -62,7 +63,7 @@ class Paella(Engine):
             negative_prompt: what to steer away from, in place of the null condition.
             seed: in {0 … 2^63 - 1}; picture i has seed `seed + i`. Or a list with the seed of each picture.
             on_step: called as `on_step(step, steps, tokens)` after each step of each picture; returning False raises
-                Cancelled.
+                Cancelled. It has the pictures that are finished, as has Interrupted, which Ctrl-C raises.
 
         Returns:
             RGB pictures with prompt, seed, settings and model in `info`.
@@ -105,7 +106,7 @@ class Paella(Engine):
             prompt: what the masked part, or the whole picture, shows; empty = whatever suits what is around it. Several
                 prompts with one mask give pictures of each, prompt-major.
             n: pictures for each prompt.
-            feather: pixels inside the mask's border over which old and new mix.
+            feather: pixels inside the mask's border over which old and new mix; fewer than half the mask's width.
             options: see `generate`.
 
         Raises:
@@ -117,10 +118,11 @@ class Paella(Engine):
             raise ValueError("mask: must be a mask, or a list of at least one")
         masks = torch.stack([open_mask(one, picture.size) for one in given])
         if len(masks) > 1 and not isinstance(prompt, str):
-            if len(prompt) != len(masks):
-                raise ValueError(f"prompt: must be one, or one for each of the {len(masks)} masks, not {len(prompt)}")
-            regions, rest = list(zip(prompt, masks, strict=True)), ""
-            prompts = per_picture(" | ".join(prompt), n)
+            texts = prompt_list(prompt)
+            if len(texts) != len(masks):
+                raise ValueError(f"prompt: must be one, or one for each of the {len(masks)} masks, not {len(texts)}")
+            regions, rest = list(zip(texts, masks, strict=True)), ""
+            prompts = per_picture(" | ".join(texts), n)
         else:
             regions, rest = [], None
             prompts = per_picture(prompt, n)
@@ -304,8 +306,11 @@ class Paella(Engine):
 
         record = {"strength": str(strength)}
         grid = (tokens.shape[1], tokens.shape[2])
-        pictures = self._draw("restyle", prompts, grid, canvas, options, record, renoise="previous")
-        return [one.crop((0, 0, *picture.size)) for one in pictures]
+
+        def finish(drawn: Image.Image) -> Image.Image:
+            return drawn.crop((0, 0, *picture.size))
+
+        return self._draw("restyle", prompts, grid, canvas, options, record, renoise="previous", finish=finish)
 
     def compose(
         self,
@@ -320,9 +325,9 @@ class Paella(Engine):
         """Several prompts in one picture, each in its region.
 
         Args:
-            regions: (prompt, where), at least one; where is "left", "right", "top" or "bottom" (a half of the picture),
-                a box (left, top, right, bottom) in pixels, or a mask of the picture's size. Where regions overlap,
-                their embeddings are averaged.
+            regions: (prompt, where), at least one; the prompt is not empty; where is "left", "right", "top" or "bottom"
+                (a half of the picture), a box (left, top, right, bottom) in pixels, or a mask of the picture's size.
+                Where regions overlap, their embeddings are averaged.
             background: the prompt of the rest.
             n: how many pictures.
             size: see `generate`.
@@ -334,6 +339,8 @@ class Paella(Engine):
         """
         if not regions:
             raise ValueError("regions: must not be empty")
+        if not all(text.strip() for text, _ in regions):
+            raise ValueError("regions: the prompt of a region must not be empty")
         if softness < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
         height, width = self._grid(size)
@@ -367,11 +374,10 @@ class Paella(Engine):
             regions: prompts for parts of the picture, (H,W) bool.
             edited: (H,W) bool, the part of the mask around which one more token is drawn anew.
             rest: the prompt where there is no region; None = that of the picture.
-            feather: see `composite`.
+            feather: see `feathered`.
             origin: (x, y) of the picture's corner on the token grid, each in 0 ... f-1.
         """
-        if feather < 0:
-            raise ValueError(f"feather: must be 0 or more pixels, not {feather}")
+        weights = feathered(mask, feather)
         f, (x, y) = self.vqgan.config.f, origin
         pixels = np.pad(np.asarray(picture), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
         tokens = self._encode(padded_to_multiple(Image.fromarray(pixels), f))
@@ -395,9 +401,9 @@ class Paella(Engine):
             return edits.free(edits.known(tokens.expand_as(noise), condition), hole, noise)
 
         grid = (tokens.shape[1], tokens.shape[2])
-        painted = self._draw(ability, prompts, grid, canvas, options)
         box = (x, y, x + picture.width, y + picture.height)
-        results = [composite(picture, retouched(one.crop(box), picture, mask), mask, feather) for one in painted]
-        for result, one in zip(results, painted, strict=True):
-            result.info = one.info
-        return results
+
+        def finish(painted: Image.Image) -> Image.Image:
+            return composite(picture, retouched(painted.crop(box), picture, mask), weights)
+
+        return self._draw(ability, prompts, grid, canvas, options, finish=finish)

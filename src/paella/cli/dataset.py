@@ -9,7 +9,7 @@ import typer
 
 from paella.cli.errors import Command, warn
 from paella.cli.files import check_writable, write_picture
-from paella.cli.options import Jitter, Overrides, Seed, Snap, is_picture_file
+from paella.cli.options import Jitter, Overrides, Seed, Snap
 from paella.cli.progress import encoding
 
 app = typer.Typer(name="dataset", help="Look at training data, or encode it.", rich_markup_mode="markdown")
@@ -36,7 +36,7 @@ def preview(
     jitter: Jitter = 12,
 ) -> None:
     """Writes a contact sheet with captions: of emoji scenes, or of a folder, whose unusable files it names."""
-    if not is_picture_file(output):
+    if output.suffix.lower() != ".png":
         raise ValueError(f"output: must be a .png file, not {output}")
     check_writable(output)
     from paella.data.folder import Folder

@@ -68,13 +68,13 @@ def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] 
         model: Model = None,
         **own: Any,
     ) -> None:
-        animated = output.suffix.lower() in animations
-        check_writable(output, folder=not animated and not is_picture_file(output))
+        single = is_picture_file(output, animations)
+        check_writable(output, folder=not single)
         count, work = prepare(**own)
         common = sampler_options(steps, guidance, typical_mass, temperature)
 
         def write(pictures: list[Image]) -> Path:
-            if animated:
+            if single and output.suffix.lower() in animations:
                 return write_animation(pictures, output)
             return write_pictures(pictures, output, seeds_in_captions=count > 1, source=own.get("image"))
 
@@ -85,6 +85,7 @@ def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] 
             ),
             write,
             count,
+            _prompts(own),
         )
 
     own, common = inspect.signature(prepare, eval_str=True), inspect.signature(command, eval_str=True)
@@ -177,9 +178,7 @@ def interpolate(
 
     --output may also be a .gif or .webp file: an animation.
     """
-    from paella.data.folder import PICTURE_SUFFIXES
-
-    ends = [Path(text) if text.lower().endswith(tuple(PICTURE_SUFFIXES)) else text for text in (start, end)]
+    ends = [_prompt_or_picture(text) for text in (start, end)]
     pixels = None if size is None else parse_size(size)
     return frames, lambda pipeline, options: pipeline.interpolate(ends[0], ends[1], frames, size=pixels, **options)
 
@@ -216,6 +215,21 @@ def compose(
     return number, lambda pipeline, options: pipeline.compose(
         regions, background=background, n=number, size=pixels, softness=softness, **options
     )
+
+
+def _prompts(own: dict[str, Any]) -> list[str]:
+    """What an ability's own arguments ask for."""
+    prompt = own.get("prompt") or []
+    regions = [_region(text)[0] for text in own.get("region") or []]
+    ends = [_prompt_or_picture(own[name]) for name in ("start", "end") if name in own]
+    return [*([prompt] if isinstance(prompt, str) else prompt), *regions, *(e for e in ends if isinstance(e, str))]
+
+
+def _prompt_or_picture(text: str) -> str | Path:
+    """A path where the text is the name of a picture file, else the text."""
+    from paella.data.folder import PICTURE_SUFFIXES
+
+    return Path(text) if text.lower().endswith(tuple(PICTURE_SUFFIXES)) else text
 
 
 def _region(text: str) -> Region:

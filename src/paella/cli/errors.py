@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 LONGEST_LINE = 1000  # characters; a damaged model can have thousands of wrong keys
-# what `pip install "paella[train]"` brings
+# what the extra "train" brings
 TRAINING_PACKAGES = frozenset({"accelerate", "omegaconf", "tensorboard", "vector_quantize_pytorch", "yaml"})
 
 
@@ -34,11 +34,13 @@ class Command(TyperCommand):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.filterwarnings("always", message=r"[a-z_.]+: ")  # ours begin with the argument's name
-            warnings.showwarning = _print_warning
+            warnings.showwarning = lambda message, *_, **__: warn(self._with_option(str(message)))
             try:
                 return super().invoke(ctx)
             except (typer.Exit, typer.Abort, BrokenPipeError):
                 raise
+            except KeyboardInterrupt as error:  # typer would leave without a word
+                raise Failure("interrupted", 130) from error
             except Exception as error:
                 if os.environ.get("PAELLA_DEBUG"):
                     raise
@@ -47,7 +49,7 @@ class Command(TyperCommand):
     def _failure(self, error: Exception) -> Failure:
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if package in TRAINING_PACKAGES:
-            return Failure(f'this needs the package {package}: pip install "paella[train]"', 1)
+            return Failure(f'this needs the package {package}: pip install -e ".[train]" in the repository', 1)
         if isinstance(error, ValueError):
             return Failure(self._with_option(str(error)), 2)
         if isinstance(error, OSError):
@@ -83,7 +85,3 @@ def one_line(message: str) -> str:
 
 def warn(message: str) -> None:
     print(one_line(f"paella: warning: {message}"), file=sys.stderr)
-
-
-def _print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    warn(str(message))

@@ -6,6 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -57,19 +58,15 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 def write_picture(picture: Image, path: Path) -> None:
     """Writes a PNG with what the picture's `info` says of its making."""
-    from PIL.PngImagePlugin import PngInfo
+    from paella.images import save
 
-    about = PngInfo()
-    for key, value in picture.info.items():
-        if isinstance(key, str) and isinstance(value, str):
-            about.add_text(key, value)
-    write_file(path, lambda file: picture.save(file, "PNG", pnginfo=about))
+    write_file(path, lambda file: save(picture, file))
 
 
 def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bool, source: Path | None = None) -> Path:
     """Writes the pictures, and a contact sheet of several; returns the file to look at.
 
-    A .png file gets the one picture or the sheet, a folder all of them.
+    A .png file gets the one picture or the sheet, a folder all of them beside what is there already.
 
     Args:
         source: the picture that they were made from, for their names.
@@ -85,7 +82,7 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
             if picture.info["ability"] != "generate":
                 words = f"{source.stem if source else ''} {picture.info['ability']} {words}"
             stem = _file_stem(words)
-            path = output / f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png"
+            path = unused(output / f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png")
             write_picture(picture, path)
     if len(pictures) > 1:
         from paella.images import contact_sheet
@@ -94,9 +91,15 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
             picture.info["prompt"] + (f" (seed {picture.info['seed']})" if seeds_in_captions else "")
             for picture in pictures
         ]
-        path = output if single else output / "sheet.png"
+        path = output if single else unused(output / "sheet.png")
         write_picture(contact_sheet(pictures, captions), path)
     return path
+
+
+def unused(path: Path) -> Path:
+    """That path, or the first of fox-2.png, fox-3.png, … where fox.png is taken."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(one for one in chain([path], numbered) if not one.exists())
 
 
 def write_animation(pictures: list[Image], path: Path) -> Path:

@@ -96,7 +96,11 @@ def generate(
         )
 
     count = len(prompts) * max(number, 1)
-    pictures = draw(load, work, lambda drawn: write_pictures(drawn, output, seeds_in_captions=number > 1), count)
+
+    def write(pictures: list[Image]) -> Path:
+        return write_pictures(pictures, output, seeds_in_captions=number > 1)
+
+    pictures = draw(load, work, write, count, prompts)
     if original is not None and pictures[0].info == _info(original):
         if pictures[0].tobytes() == original.convert("RGB").tobytes():
             typer.echo(f"the same as {like}, bit for bit")

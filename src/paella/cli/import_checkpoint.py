@@ -55,10 +55,11 @@ def import_checkpoint(
     import torch
 
     from paella import official
-    from paella.checkpoint import read_json
+    from paella.checkpoint import about_argument, read_json
     from paella.pipeline import Paella
 
-    configs = official.V1 if config is None else read_json(config)
+    with about_argument("config"):
+        configs = official.V1 if config is None else read_json(config)
     parts = official.load_model(predictor, vqgan, clip, configs)
     for module in (parts["predictor"], parts["vqgan"], parts["clip"].model):  # here, as saving would hold both kinds
         module.to(getattr(torch, dtype))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,8 @@ Output = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="A folder, or a .png file. A folder gets every picture and, of several, a contact sheet, sheet.png. "
-        "A .png file gets the picture or, of several, the contact sheet alone.",
+        help="A folder, or a .png file. A folder gets every picture and, of several, a contact sheet, sheet.png; what "
+        "is there already stays. A .png file gets the picture or, of several, the contact sheet alone.",
     ),
 ]
 Snap = Annotated[
@@ -67,14 +68,18 @@ def parse_size(text: str) -> int | tuple[int, int]:
     return int(height) if width is None else (int(height), int(width))
 
 
-def is_picture_file(output: Path) -> bool:
-    """Whether the output is to be one .png file; else it is a folder.
+def is_picture_file(output: Path, animations: Sequence[str] = ()) -> bool:
+    """Whether the output is to be one file; else it is a folder, whose name has no ending.
+
+    Args:
+        animations: endings that are allowed beside .png.
 
     Raises:
-        ValueError: it is a picture file of another kind.
+        ValueError: it has another ending.
     """
     if output.is_dir():
         return False
-    if output.suffix.lower() in {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}:
-        raise ValueError(f"output: must be a .png file or a folder, not {output}")
-    return output.suffix.lower() == ".png"
+    allowed = (".png", *animations)
+    if re.match(r"\.[a-z]", ending := output.suffix.lower()) and ending not in allowed:  # sweep-1.5 has none
+        raise ValueError(f"output: must end in {' or '.join(allowed)}, or be a folder (no ending), not {output}")
+    return ending in allowed

@@ -49,6 +49,7 @@ def train(
     settings: Recipe = load_recipe(getattr(module, RECIPES[stage]), recipe, overrides or [])
     output = Path(settings.output)
     check_writable(output, folder=True)
+    before = _written(output / CHECKPOINT)
     try:
         module.main(settings)
     except KeyboardInterrupt:
@@ -57,4 +58,12 @@ def train(
         else:
             warn("interrupted before the first step; nothing is written")
         raise typer.Exit(130) from None
-    typer.echo(f"{output / 'model'}: trained for {settings.steps} steps")
+    if before is not None and _written(output / CHECKPOINT) == before:
+        typer.echo(f"{output / 'model'}: was trained for these {settings.steps} steps before; nothing was left to do")
+    else:
+        typer.echo(f"{output / 'model'}: trained for {settings.steps} steps")
+
+
+def _written(path: Path) -> int | None:
+    """When the file was last written, if ever. A run that does a step writes its checkpoint at the end."""
+    return path.stat().st_mtime_ns if path.exists() else None

@@ -136,9 +136,10 @@ class ClipStage(Stage):
         torch.manual_seed(recipe.seed)  # of the initial weights
         self.data = open_data(recipe.data, recipe.seed)
         if recipe.init_from is not None:
-            from paella.checkpoint import model_folder
+            from paella.checkpoint import about_argument, model_folder
 
-            self.clip = Clip.load(model_folder(recipe.init_from) / "clip")
+            with about_argument("init_from"):
+                self.clip = Clip.load(model_folder(recipe.init_from) / "clip")
         elif recipe.text_only:
             raise ValueError("text_only: needs init_from, a model whose pictures keep their embeddings")
         else:

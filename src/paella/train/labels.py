@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.checkpoint import Predictor, model_folder
+from paella.checkpoint import Predictor, about_argument, model_folder
 from paella.data import length, open_data
 from paella.images import contact_sheet
 from paella.labels import NULL, Labels, LabelsConfig
@@ -50,7 +50,8 @@ class LabelStage(TokenStage):
         if recipe.init_from is None:
             labels = Labels(LabelsConfig(self.label_names(), recipe.dim, recipe.per_place))
         else:
-            labels = Labels.load(model_folder(recipe.init_from)).train()
+            with about_argument("init_from"):
+                labels = Labels.load(model_folder(recipe.init_from)).train()
             if (labels.config.names, labels.config.per_place) != (self.label_names(), recipe.per_place):
                 raise ValueError("init_from: its labels are not those of this recipe and its data")
         self.labels = labels

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,16 @@ from torch.utils.checkpoint import checkpoint
 
 from paella.baselines.transformer import TransformerBlock, TransformerConfig, TransformerPredictor
 from paella.blocks import ResBlock
-from paella.checkpoint import Predictor, load_clip, load_predictor, load_vqgan, save_model
+from paella.checkpoint import (
+    Predictor,
+    about_argument,
+    holds,
+    load_clip,
+    load_predictor,
+    load_vqgan,
+    model_folder,
+    save_model,
+)
 from paella.data import length, open_data
 from paella.data.encoded import Embeddings, Encoded
 from paella.evaluate.metrics import by_noise_level, mean_where
@@ -119,7 +129,8 @@ class TokenStage(Stage):
     def __init__(self, recipe: TokenRecipe) -> None:
         self.recipe = recipe
         torch.manual_seed(recipe.seed)  # of the initial weights
-        self.vqgan = load_vqgan(recipe.vqgan).requires_grad_(False)
+        with about_argument("vqgan"):
+            self.vqgan = load_vqgan(recipe.vqgan).requires_grad_(False)
         recipe.data.check_fits(self.vqgan.config.f)
         self.data = self.open_data(recipe.data, recipe.seed)
 
@@ -152,13 +163,28 @@ class TokenStage(Stage):
         Raises:
             ValueError: it is for other embeddings or another VQGAN.
         """
-        predictor = load_predictor(folder).train()
+        with about_argument("init_from"):
+            predictor = load_predictor(folder).train()
         sizes = (self.vqgan.config.n_embed, dim)
         if (predictor.config.num_labels, predictor.config.c_clip) != sizes:
             raise ValueError(
                 f"init_from: its predictor is not for this VQGAN of {sizes[0]} codes and embeddings of {dim}"
             )
+        for part, (file, tensors) in self.learned_from().items():
+            path = model_folder(folder) / file
+            if path.is_file() and not holds(path, tensors):
+                warnings.warn(
+                    f"init_from: the predictor of {folder} was trained with another {part} than "
+                    f"{getattr(self.recipe, part)}, and has to learn this one anew",
+                    stacklevel=2,
+                )
         return predictor
+
+    def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
+        """What a predictor's weights depend on: {key of the recipe: (file of a model folder, weights)}."""
+        weights = self.vqgan.state_dict().items()
+        makes_tokens = {key: value for key, value in weights if not key.startswith(("decoder.", "post_quant_conv."))}
+        return {"vqgan": ("vqgan.safetensors", makes_tokens)}
 
     @abstractmethod
     def condition(self, pixels: Tensor, annotations: Any, null: Tensor) -> Tensor:
@@ -208,9 +234,13 @@ class PredictorStage(TokenStage):
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
-        self.clip = load_clip(recipe.clip)
+        with about_argument("clip"):
+            self.clip = load_clip(recipe.clip)
         warn_of_cut_captions(self.clip, self.data)
         self.modules = {"predictor": self.open_predictor(self.clip.dim)}
+
+    def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
+        return {**super().learned_from(), "clip": ("clip/model.safetensors", self.clip.model.state_dict())}
 
     @torch.no_grad()
     def condition(self, pixels: Tensor, captions: Any, null: Tensor) -> Tensor:

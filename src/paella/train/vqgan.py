@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.checkpoint import load_vqgan, save_vqgan
+from paella.checkpoint import about_argument, load_vqgan, save_vqgan
 from paella.data import collate, length, open_data
 from paella.images import contact_sheet, to_pictures
 from paella.train.loop import Loss, Stage, train
@@ -40,7 +40,8 @@ class Autoencoder(nn.Module):
         super().__init__()
         from vector_quantize_pytorch import VectorQuantize
 
-        self.vqgan = VQGAN(recipe.model) if recipe.init_from is None else load_vqgan(recipe.init_from).train()
+        with about_argument("init_from"):
+            self.vqgan = VQGAN(recipe.model) if recipe.init_from is None else load_vqgan(recipe.init_from).train()
         if not isinstance(self.vqgan.quantize, NearestQuantizer):
             raise ValueError(f"model.quantizer: only nearest can be trained here, not {self.vqgan.config.quantizer}")
         self.vqgan.quantize.requires_grad_(False)  # a copy of the learning codebook, made by `finished`
