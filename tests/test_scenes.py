@@ -277,7 +277,7 @@ def test_centred_objects_stray_little(layout: Layout) -> None:
         for mask, middle in zip(object_masks(scene, size, seed), middles, strict=True):
             left, top, right, bottom = box(mask)
             centre = np.array([(left + right) / 2, (top + bottom) / 2])
-            assert (np.abs(centre - middle) <= OFF_CENTRE[scene.layout] * size + 1.5).all()  # whole pixels, faint edges
+            assert (np.abs(centre - middle) <= OFF_CENTRE * size + 1.5).all()  # whole pixels, faint edges
 
 
 def test_small_objects_go_anywhere() -> None:

@@ -46,8 +46,7 @@ OBJECT_SIZES: dict[Layout, tuple[float, float]] = {
     "horizontal": (0.38, 0.48),
     "vertical": (0.38, 0.48),
 }
-# how far an object strays from the middle of its room, as a share of the picture's side; a small one may be anywhere
-OFF_CENTRE: dict[Layout, float] = {"single": 0.12, "small": 1.0, "horizontal": 0.06, "vertical": 0.06}
+OFF_CENTRE = 0.06  # how far a centred object strays, as a share of the picture's side
 
 TRIES = 10_000  # of a scene that is accepted: a tenth of all pairs are held out, or all of a few objects' pairs
 
@@ -197,8 +196,10 @@ def _arranged(scene: Scene, size: int, rng: np.random.Generator, snap: int) -> l
         place = []
         for start, room, extent in ((left, width, thing.width), (top, height, thing.height)):
             slack = room - extent
-            stray = OFF_CENTRE[scene.layout] * size
-            at = rng.uniform(max(slack / 2 - stray, 0), min(slack / 2 + stray, slack))
+            if scene.layout == "small":
+                at = rng.uniform(0, slack)
+            else:
+                at = min(max(slack / 2 + rng.uniform(-OFF_CENTRE, OFF_CENTRE) * size, 0), slack)
             place.append(start + int(_snapped(at, snap, 0, slack)))
         layers.append((thing, (place[0], place[1])))
     return layers
