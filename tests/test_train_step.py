@@ -148,3 +148,19 @@ def test_a_checkpointed_predictor_draws_and_is_saved_as_usual(tiny_model: Path, 
     train("predictor", tiny_model, tmp_path, "steps=2", "preview_every=1", "checkpointing=true", "accumulate=2")
     assert len(list((tmp_path / "preview").glob("*.png"))) == 2
     assert load_predictor(tmp_path / "model").config.num_labels == 32
+
+
+def test_the_vqgan_also_sees_pictures_of_one_colour(tiny_model: Path) -> None:
+    stage: Any = make_stage("vqgan", tiny_model, "plain_share=0.5")
+    seen: list[Tensor] = []
+
+    def autoencoder(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        seen.append(pixels)
+        return pixels, torch.zeros(())
+
+    stage.modules["autoencoder"] = autoencoder
+    pixels = torch.rand(64, 3, 8, 8)
+    next(iter(stage.losses(pixels, [""] * 64, 0)))
+    plain = (seen[0] == pixels[..., :1, :1]).flatten(1).all(1)
+    assert 0.3 < plain.float().mean() < 0.7
+    assert torch.equal(seen[0][~plain], pixels[~plain])
