@@ -1,9 +1,11 @@
-"""Canvases, predictors whose answer is known, and small random ones."""
+"""Canvases, predictors whose answer is known, and small random ones; pictures and masks."""
 
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from paella.canvas import Canvas
@@ -53,3 +55,17 @@ def inputs(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Ten
     generator = torch.Generator().manual_seed(height * 100 + width)
     tokens = torch.randint(20, (batch, height, width), generator=generator)
     return tokens, torch.randn(batch, 6, generator=generator), torch.linspace(0.2, 0.9, batch)
+
+
+def some_picture(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def content(pictures: list[Image.Image]) -> list[bytes]:
+    return [picture.tobytes() for picture in pictures]
+
+
+def box_mask(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> np.ndarray:
+    mask = np.zeros((picture.height, picture.width), dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask

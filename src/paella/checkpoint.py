@@ -6,7 +6,6 @@ A module is filled from a file without ever being in memory twice (`load_module`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -194,22 +193,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
     partial.chmod(0o644)
     os.replace(partial, path)
-
-
-def fingerprint(tensors: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 of names, dtypes, shapes and values, and of a text about them."""
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
-    stored = read_tensors(path)
-    return all(key in stored and torch.equal(stored[key].half(), value.cpu().half()) for key, value in tensors.items())
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:

@@ -73,15 +73,17 @@ def draw(
 
 def hint_at_objects(objects: Sequence[str], prompts: Sequence[str]) -> None:
     """Says so where a prompt names none of the objects that the model is known to draw, with the nearest names."""
+    if not objects:
+        return
     named = re.compile(r"\b(" + "|".join(map(re.escape, objects)) + r")\b", re.IGNORECASE)
-    strange = [text for text in prompts if objects and text.strip() and not named.search(text)]
+    strange = [text for text in prompts if text.strip() and not named.search(text)]
     if strange:
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         nearest = nearest_names(strange[0], objects)
+        instead = f". Nearest: {', '.join(nearest)}" if nearest else ""
         warn(
-            f"prompt: {strange[0]!r}{f' and {len(strange) - 1} more' * (len(strange) > 1)}: names none of the "
-            f"{len(objects)} objects that this model knows; see paella info --objects"
-            + f". Nearest: {', '.join(nearest)}"
-            * bool(nearest)
+            f"prompt: {strange[0]!r}{more}: names none of the {len(objects)} objects that this model knows; "
+            f"see paella info --objects{instead}"
         )
 
 

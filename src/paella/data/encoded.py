@@ -6,8 +6,9 @@ of their tokens and embeddings, with the captions in the metadata.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from paella.checkpoint import CheckpointError, fingerprint, read_json, read_tensors, write_tensors
+from paella.checkpoint import CheckpointError, read_json, read_tensors, write_tensors
 from paella.clip import Clip
 from paella.vqgan import VQGAN
 
@@ -136,6 +137,16 @@ def write_shard(
         "bounds": counts.cumsum(0),  # picture i has the captions from bounds[i] to bounds[i + 1]
     }
     write_tensors(tensors, path, metadata={"captions": json.dumps(list(chain.from_iterable(captions)))})
+
+
+def fingerprint(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """SHA-256 of names, dtypes, shapes and values, and of a text about them."""
+    digest = hashlib.sha256(about.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def fingerprints(vqgan: VQGAN, clip: Clip) -> dict[str, str]:

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from paella.checkpoint import fingerprint, load_clip, load_vqgan, read_json, write_json
+from paella.checkpoint import load_clip, load_vqgan, read_json, write_json
 from paella.data import collate, length, open_data, own_process_group
-from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprints, shard_file, write_shard
+from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprint, fingerprints, shard_file, write_shard
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes
 from paella.engine import resolve_device

@@ -283,7 +283,6 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     loader = open_loader(stage.data, recipe.batch_size, recipe.seed, start=start, workers=recipe.data.workers)
     loader = trainer.accelerator.prepare(loader)
     writes = trainer.accelerator.is_main_process
-    fastest = peak(stage.device, torch.bfloat16 if recipe.precision == "bf16" else torch.float32)
 
     with Journal(output, recipe, writes) as journal, _Interrupts() as interrupts:
         step = done
@@ -293,7 +292,8 @@ def train(stage: Stage, recipe: Recipe) -> Path:
             while step < recipe.steps:
                 if step == done and not recipe.compile:  # compiled code cannot be counted
                     logged, operations = counted(partial(trainer.step, batches, step))
-                    journal.seconds_at_peak = operations / fastest
+                    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+                    journal.seconds_at_peak = operations / peak(stage.device, dtype)
                 else:
                     logged = trainer.step(batches, step)
                 journal.add(logged)

@@ -20,11 +20,11 @@ from paella.blocks import ResBlock
 from paella.checkpoint import (
     Predictor,
     about_argument,
-    holds,
     load_clip,
     load_predictor,
     load_vqgan,
     model_folder,
+    read_tensors,
     save_model,
 )
 from paella.data import length, open_data
@@ -61,6 +61,12 @@ class TokenRecipe(Recipe):
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
+
+
+def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
+    stored = read_tensors(path)
+    return all(key in stored and torch.equal(stored[key].half(), value.cpu().half()) for key, value in tensors.items())
 
 
 def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
