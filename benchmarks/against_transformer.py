@@ -21,6 +21,7 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from table import (
@@ -64,14 +65,16 @@ def as_large_as(unet: UNetConfig) -> TransformerConfig:
     return replace(sizes, layers=max(1 + round((asked - one) / (two - one)), 1))
 
 
-def with_relative_times(rows: Sequence[Row]) -> list[Row]:
+def with_relative_times(rows: Sequence[dict[str, Any]]) -> list[Row]:
     """The rows, each with its time per pixel over that of its network's smallest picture."""
 
-    def per_pixel(row: Row) -> float:
-        return row["seconds"] / row["size"] ** 2  # type: ignore[operator]
+    def per_pixel(row: dict[str, Any]) -> float:
+        return row["seconds"] / row["size"] ** 2
 
-    first = {row["network"]: per_pixel(row) for row in sorted(rows, key=lambda row: -row["size"])}  # type: ignore[operator]
-    return [{**row, RELATIVE: per_pixel(row) / first[row["network"]]} for row in rows]
+    def smallest(network: str) -> dict[str, Any]:
+        return min((row for row in rows if row["network"] == network), key=lambda row: row["size"])
+
+    return [{**row, RELATIVE: per_pixel(row) / per_pixel(smallest(row["network"]))} for row in rows]
 
 
 def main() -> None:

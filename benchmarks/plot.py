@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from matplotlib.figure import Figure
 
 def lines(rows: Sequence[dict[str, Any]], x: str, y: str, *names: str) -> dict[str, list[tuple[float, float]]]:
     """Points for each combination of those columns, by its name: the combinations of more than one point."""
-
-    def name(row: dict[str, Any]) -> str:
-        return ", ".join(f"{row[name]} x {row[name]}" if name == "size" else str(row[name]) for name in names)
-
-    found = {key: [(row[x], row[y]) for row in group] for key, group in groupby(sorted(rows, key=name), name)}
-    return {key: sorted(points) for key, points in found.items() if len(points) > 1}
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name = ", ".join(f"{row[name]} x {row[name]}" if name == "size" else str(row[name]) for name in names)
+        found.setdefault(name, []).append((row[x], row[y]))
+    return {name: sorted(points) for name, points in found.items() if len(points) > 1}
 
 
 def draw(file: Path, machine: str, x: str, y: str, found: dict[str, list[tuple[float, float]]]) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/sampling.py                                              about ten minutes on two cores
     python benchmarks/sampling.py --models v1 --sizes 256 --batches 1          one picture by the published size
-    python benchmarks/sampling.py --batches 1 4 16 64 --megapixels 70          all there is to measure, for a GPU
+    python benchmarks/sampling.py --megapixels 70                              every batch of every size: on a GPU
     python benchmarks/sampling.py --models v1 --config tests/parity/config.json --sizes 64 --batches 1
                                                                                a tiny model: does the script work?
 
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128, 256, 512, 1024], help="pixels, a side")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 16, 64], help="pictures of one call")
     parser.add_argument(
-        "--megapixels", type=float, default=0.3, help="of a whole batch: larger ones than this are left out (not 1)"
+        "--megapixels", type=float, default=0.3, help="batches (of more than one) that have more in all are left out"
     )
     parser.add_argument("--config", type=Path, help="sizes in place of v1's, as for paella import-checkpoint")
     parser.add_argument("--device", default="auto")

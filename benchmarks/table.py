@@ -43,7 +43,8 @@ def arguments(description: str | None, runs: int) -> argparse.ArgumentParser:
 def report(rows: Sequence[Row], device: torch.device, file: Path | None) -> None:
     """Prints what ran, where and when, and the rows as a Markdown table; writes the same to the file."""
     about = machine()
-    name = about["GPU"] if device.type == "cuda" else f"{about['processor']}, {about['threads']} threads"
+    processor = f"{about['processor']}, {about['threads']} threads, {about['instructions']}"
+    name = about["GPU"] if device.type == "cuda" else processor
     found = {
         "command": f"python benchmarks/{Path(sys.argv[0]).name} {shlex.join(sys.argv[1:])}".strip(),
         "machine": f"{name}; {about['versions']}",
