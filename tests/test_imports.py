@@ -24,6 +24,7 @@ ALLOWED = {
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
+    "speedups": {"blocks"},
     "vqgan": {"blocks"},
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
@@ -34,7 +35,7 @@ ALLOWED = {
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "method", "official"),
+        *("checkpoint", "hub", "labels", "method", "official", "speedups"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }
