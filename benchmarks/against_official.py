@@ -49,7 +49,7 @@ def main() -> None:
     sizes = {key: value for key, value in asdict(ours.predictor.config).items() if key != "mask_token"}
     theirs = network(**sizes).to(device).eval()
     theirs.load_state_dict(ours.predictor.state_dict())
-    ours.predictor.to(resolve_dtype(args.dtype, device))
+    ours.to(dtype=resolve_dtype(args.dtype, device))
     if args.quantize is not None:
         quantize_int8(ours.predictor)
     if args.compile:

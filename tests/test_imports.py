@@ -34,7 +34,7 @@ ALLOWED = {
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
-        *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "hub", "labels", "method", "official", "speedups"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
