@@ -174,7 +174,7 @@ def test_another_data_set_does_not_go_on_in_the_same_folder(
 def test_a_recipe_must_fit_what_was_encoded(tiny: Paella, tiny_model: Path, tmp_path: Path) -> None:
     output = tmp_path / "encoded"
     encode(tiny_model, output, "data.snap=4", number=3)
-    for part, change in (("vqgan", tiny.vqgan.decoder.conv_out.bias), ("clip", tiny.clip.whitening.mean)):  # type: ignore[union-attr]
+    for part, change in (("vqgan", tiny.vqgan.encoder.conv_out.bias), ("clip", tiny.clip.whitening.mean)):  # type: ignore[union-attr]
         with torch.no_grad():
             change.add_(1)
             save_model(tiny, tmp_path / part)
@@ -186,6 +186,11 @@ def test_a_recipe_must_fit_what_was_encoded(tiny: Paella, tiny_model: Path, tmp_
     with pytest.raises(ValueError, match=r"^data\.size: must be 16"):
         make_encoded_stage(tiny_model, output, "data.snap=4", "data.size=32")
     make_encoded_stage(tiny_model, output, "data.snap=4", "data.workers=2", "seed=5")
+    with torch.no_grad():
+        tiny.vqgan.decoder.conv_out.bias.add_(1)  # a decoder trained on: the tokens still hold
+        save_model(tiny, tmp_path / "decoder", dtype=None)
+        tiny.vqgan.decoder.conv_out.bias.sub_(1)
+    make_encoded_stage(tiny_model, output, "data.snap=4", f"vqgan={tmp_path / 'decoder'}")
 
 
 @pytest.mark.parametrize("kind", ["vqgan", "clip", "labels"])

@@ -253,6 +253,11 @@ class VQGAN(nn.Module):
         """Quantized latent (B,C,h,w) -> pixels (B,3,f·h,f·w), not clamped: about [0, 1]."""
         return (self.decoder(self.post_quant_conv(z)) + 1) / 2
 
+    def tokenizing_weights(self) -> dict[str, Tensor]:
+        """By name, the weights that decide which tokens a picture has: all but the decoder's."""
+        weights = self.state_dict().items()
+        return {name: value for name, value in weights if not name.startswith(("decoder.", "post_quant_conv."))}
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B,3,H,W) in [0, 1] -> tokens (B,H/f,W/f) int64 in {0 … N−1}.

@@ -155,7 +155,7 @@ def fingerprints(vqgan: VQGAN, clip: Clip) -> dict[str, str]:
     if clip.whitening is not None:
         tensors |= asdict(clip.whitening)
     about = f"{clip.tokenizer.backend_tokenizer.to_str()} {clip.mean} {clip.std}"
-    return {"vqgan": fingerprint(vqgan.state_dict()), "clip": fingerprint(tensors, about)}
+    return {"vqgan": fingerprint(vqgan.tokenizing_weights()), "clip": fingerprint(tensors, about)}
 
 
 def described(config: DataConfig) -> dict[str, Any]:

@@ -188,9 +188,7 @@ class TokenStage(Stage):
 
     def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
         """What a predictor's weights depend on: {key of the recipe: (file of a model folder, weights)}."""
-        weights = self.vqgan.state_dict().items()
-        makes_tokens = {key: value for key, value in weights if not key.startswith(("decoder.", "post_quant_conv."))}
-        return {"vqgan": ("vqgan.safetensors", makes_tokens)}
+        return {"vqgan": ("vqgan.safetensors", self.vqgan.tokenizing_weights())}
 
     @abstractmethod
     def condition(self, pixels: Tensor, annotations: Any, null: Tensor) -> Tensor:
