@@ -176,9 +176,9 @@ def test_a_recipe_must_fit_what_was_encoded(tiny: Paella, tiny_model: Path, tmp_
     encode(tiny_model, output, "data.snap=4", number=3)
     for part, change in (("vqgan", tiny.vqgan.encoder.conv_out.bias), ("clip", tiny.clip.whitening.mean)):  # type: ignore[union-attr]
         with torch.no_grad():
-            change.add_(1)
+            change.mul_(2)  # exactly taken back
             save_model(tiny, tmp_path / part)
-            change.sub_(1)
+            change.mul_(0.5)
         with pytest.raises(ValueError, match=f"^{part}: is not the one that encoded"):
             make_encoded_stage(tiny_model, output, "data.snap=4", f"{part}={tmp_path / part}")
     with pytest.raises(ValueError, match=r"^data\.snap: must be 4, as when .* was encoded, not 1"):
@@ -187,9 +187,9 @@ def test_a_recipe_must_fit_what_was_encoded(tiny: Paella, tiny_model: Path, tmp_
         make_encoded_stage(tiny_model, output, "data.snap=4", "data.size=32")
     make_encoded_stage(tiny_model, output, "data.snap=4", "data.workers=2", "seed=5")
     with torch.no_grad():
-        tiny.vqgan.decoder.conv_out.bias.add_(1)  # a decoder trained on: the tokens still hold
+        tiny.vqgan.decoder.conv_out.bias.mul_(2)  # a decoder trained on: the tokens still hold
         save_model(tiny, tmp_path / "decoder", dtype=None)
-        tiny.vqgan.decoder.conv_out.bias.sub_(1)
+        tiny.vqgan.decoder.conv_out.bias.mul_(0.5)
     make_encoded_stage(tiny_model, output, "data.snap=4", f"vqgan={tmp_path / 'decoder'}")
 
 
