@@ -24,7 +24,9 @@ ALLOWED = {
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
-    "vqgan": {"blocks"},
+    "tiles": set(),
+    "vqgan": {"tiles"},
+    "memory": {"blocks", "vqgan"},
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
@@ -34,7 +36,7 @@ ALLOWED = {
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "method", "official"),
+        *("checkpoint", "hub", "labels", "memory", "method", "official"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }
