@@ -55,7 +55,7 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     network = batch * 13 * predictor.clf.in_channels * size  # a block: 4 around its skip, 4 + 4 hidden ones, its output
     logits = max(
         (4 if run.guided else 1) * codes * size,  # guidance: two logits, their difference, and what becomes of it
-        codes * (size + FLOAT),  # the draw: logits, and the same in float32
+        codes * (size + FLOAT * (1 + predictor.config.mask_token)),  # the draw: in float32; MaskGIT's log p beside it
     )
     drawing = places * (network + logits)  # the sum, as the allocator does not give back all of the network's
     painting = min(pixels, TILE**2) * _decoder_bytes(vqgan) + pixels * 6 * FLOAT  # a tile; the picture, clamped
