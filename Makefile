@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: .venv demo gallery test lint clean
+.PHONY: .venv demo gallery bench test lint clean
 
 .venv: .venv/.installed
 
@@ -27,6 +27,13 @@ demo: .venv/.installed  # the README's picture, by the built-in model
 
 gallery: .venv/.installed  # the pictures of docs/gallery.md
 	$(BIN)/python docs/gallery.py
+
+bench: .venv/.installed  # the tables and plots of docs/performance.md; leave the machine alone meanwhile
+	$(BIN)/python benchmarks/sampling.py --json runs/bench/sampling.json
+	$(BIN)/python benchmarks/start_up.py --json runs/bench/start_up.json
+	$(BIN)/python benchmarks/against_transformer.py --json runs/bench/against_transformer.json
+	$(BIN)/python benchmarks/training.py --json runs/bench/training.json
+	$(BIN)/python benchmarks/plot.py runs/bench docs/images
 
 test: .venv/.installed
 	$(BIN)/python -m pytest

@@ -1,4 +1,4 @@
-"""Time of one training step of the predictor: prints one row of a table.
+"""Time of one training step of the predictor: prints a table of one row.
 
     python benchmarks/training.py --official paella-v1                         beside the authors' own step
     python benchmarks/training.py                                              ours alone
@@ -10,15 +10,13 @@ parameters, 8192 codes. Tokens and embeddings are given, so neither tokenizer no
 Ours is the step of `paella train predictor`: bfloat16 autocast, channels-last, fused AdamW, averaged weights, and all
 that is logged. The authors' is as in their script: float32, their model and noise, torch's cross-entropy and AdamW, and
 what they log. `--official` names a checkout of their repository at a commit of the first model (such as 946939c), whose
-`modules.py` is run. Both take turns; the ratio is the median over the turns.
+`modules.py` is run. Both take turns; the ratio is the median over the turns, beside the lowest and the highest.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import runpy
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import repeat
@@ -29,7 +27,7 @@ from typing import Any, NoReturn
 
 import torch
 from PIL import Image
-from table import millions, print_row, with_machine
+from table import Row, arguments, millions, report, seconds, turns
 from torch import Tensor, nn
 from torch.optim import AdamW
 
@@ -95,19 +93,12 @@ def authors_step(
     return step
 
 
-def seconds(step: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    step()  # ends on the CPU: nothing is left to wait for
-    return time.perf_counter() - start
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, runs=5)
     parser.add_argument("--official", type=Path, help="a checkout of the authors' repository, at the first model")
     parser.add_argument("--config", type=Path, help="sizes of the predictor, as for paella import-checkpoint")
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--grid", type=int, default=32, help="tokens, a side")
-    parser.add_argument("--runs", type=int, default=5, help="turns, after one that is not counted")
     args = parser.parse_args()
     config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else QUARTER
     network = None
@@ -129,20 +120,24 @@ def main() -> None:
     _, operations = counted(steps["ours"])
     for step in steps.values():
         step()  # what only the first time takes
-    turns = [{name: seconds(step) for name, step in steps.items()} for _ in range(args.runs)]
-    ours = median(turn["ours"] for turn in turns)
-    row = {
-        "predictor": f"{millions(trainer.plain['predictor'])}, c_hidden {config.c_hidden}",
+    found = turns(lambda: {name: seconds(step, device) for name, step in steps.items()}, args.runs)
+    ours = median(turn["ours"] for turn in found)
+    row: Row = {
+        "predictor": millions(trainer.plain["predictor"]),
+        "c_hidden": config.c_hidden,
         "grid": f"{args.grid} x {args.grid}",
-        "batch": str(args.batch),
-        "ours": f"{ours:.3f} s",
-        "of peak": f"{100 * operations / ours / peak(device, torch.bfloat16):.0f} %",
+        "batch": args.batch,
+        "turns": len(found),
+        "ours, s": ours,
+        "samples/s": args.batch / ours,
+        "of peak, %": 100 * operations / ours / peak(device, torch.bfloat16),
     }
     if network is not None:
-        ratios = [turn["theirs"] / turn["ours"] for turn in turns]
-        row["authors'"] = f"{median(turn['theirs'] for turn in turns):.3f} s"
-        row["authors' / ours"] = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-    print_row(with_machine(row, device))
+        ratios = [turn["theirs"] / turn["ours"] for turn in found]
+        row["authors', s"] = median(turn["theirs"] for turn in found)
+        row["authors' / ours"] = median(ratios)
+        row["lowest"], row["highest"] = min(ratios), max(ratios)
+    report([row], device, args.json)
 
 
 if __name__ == "__main__":

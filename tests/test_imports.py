@@ -24,9 +24,10 @@ ALLOWED = {
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
+    "speedups": {"blocks"},
     "tiles": set(),
     "vqgan": {"tiles"},
-    "memory": {"blocks", "vqgan"},
+    "memory": {"blocks", "sampler", "vqgan"},
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
@@ -36,7 +37,7 @@ ALLOWED = {
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
         *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "memory", "method", "official"),
+        *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }

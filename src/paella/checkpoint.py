@@ -313,7 +313,7 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
 
     All of it is written beside the folder first, and then moved into it file by file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     labels = isinstance(pipeline.clip, Labels)
     about = {
         "format": FORMAT,
@@ -330,6 +330,7 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
         save_vqgan(pipeline.vqgan, whole, dtype)
         pipeline.clip.save(whole if labels else whole / "clip", dtype)
         write_json(about, whole / "model.json")
+        folder.mkdir(exist_ok=True)
         for file in sorted(whole.rglob("*")):
             place = folder / file.relative_to(whole)
             if file.is_dir():

@@ -22,6 +22,7 @@ from paella.images import to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
 from paella.sampler import SamplerSettings, guided
+from paella.speedups import compile_steps, quantize_int8
 from paella.vqgan import VQGAN
 
 OnStep = Callable[[int, int, Tensor], bool | None]
@@ -82,7 +83,13 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path | None = None, device: str = "auto", dtype: str | torch.dtype = "auto"
+        cls,
+        model: str | Path | None = None,
+        device: str = "auto",
+        dtype: str | torch.dtype = "auto",
+        *,
+        quantize: str | None = None,
+        compile: bool = False,
     ) -> Self:
         """Loads a model.
 
@@ -91,17 +98,28 @@ class Engine:
             device: "auto" is a GPU where there is one, else the CPU.
             dtype: of the predictor, whose cost is nearly everything: "auto" is bfloat16 where the processor is fast
                 at it, else float32. The VQGAN and CLIP stay in float32.
+            quantize: "int8" puts most of the predictor's matrix products into 8 bits, which changes pictures a little;
+                for a CPU with VNNI. None leaves it as it is.
+            compile: whether to compile the predictor with torch.compile, at the first picture of each size; needs a C++
+                compiler. docs/performance.md says what both cost and give.
 
         Raises:
             CheckpointError: the folder is not a whole model; the message names the file.
-            ValueError: an unknown device or dtype.
+            ValueError: an unknown device or dtype, or a quantization that does not suit model or machine.
         """
         folder = checkpoint.model_folder("builtin" if model is None else model)
         if not folder.exists() and len(Path(str(model)).parts) == 2 and not Path(str(model)).is_absolute():
             folder = checkpoint.downloaded(str(model))
+        if quantize not in (None, "int8"):
+            raise ValueError(f"quantize: must be 'int8' or None, not {quantize!r}")
         pipeline = cls(**checkpoint.load_model(folder))
         place = resolve_device(device)
-        return pipeline.to(place, resolve_dtype(dtype, place))
+        pipeline.to(place, resolve_dtype(dtype, place))
+        if quantize is not None:
+            quantize_int8(pipeline.predictor)
+        if compile:
+            compile_steps(pipeline.predictor)
+        return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes the model as a folder that `from_pretrained` reads; its parts in the dtypes that they have here."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,27 +30,50 @@ def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:
         return torch.ones_like(logits, dtype=torch.bool)
     log_p = logits.float().log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p).nan_to_num(0.0).sum(-1, keepdim=True)  # p = 0: 0 · -inf
-    order = stable_order((log_p + entropy).abs().nan_to_num(torch.inf))
-    before = p.gather(-1, order).cumsum(-1).roll(1, dims=-1)  # probability of those ranked ahead of each
+    entropy = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # p = 0: 0 · -inf
+    distance = (log_p + entropy).abs_().nan_to_num_(torch.inf)
+    # Sorting is what a GPU is good at, and the other way makes it wait for the CPU.
+    select = _selected if logits.device.type == "cpu" else _ranked
+    return select(p, distance, mass, max(min_tokens, 1))
+
+
+def _ranked(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tensor:
+    """The tokens to keep (n,N), by sorting all."""
+    order = distance.argsort(dim=-1, stable=True)
+    before = p.gather(-1, order).double().cumsum(-1).roll(1, dims=-1)  # probability of those ranked ahead of each
     before[..., 0] = 0
     kept = before < mass
-    kept[..., : max(min_tokens, 1)] = True
+    kept[..., :min_tokens] = True
     return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
-def stable_order(values: Tensor) -> Tensor:
-    """`values.argsort(dim=-1, stable=True)` of float32 numbers (n,N) that are not negative.
+BINS = 512
+LOWEST = (127 - 12) << 5  # of bins that begin with a float32's exponent and 5 bits of its fraction: from 2^-12 to 2^4
 
-    On the CPU numpy sorts integers made of a number's bits, which order as the numbers do, and its index below them. It
-    does so by vector instructions: for 1,024 rows of 8,192, ten times faster than torch.
+
+def _selected(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tensor:
+    """What `_ranked` returns, by sorting few: those of the bin of distances in which the last kept token lies.
+
+    The bits of a float32 that is not negative order as the number does; its first ones are the bin.
     """
-    if values.device.type != "cpu":
-        return values.argsort(dim=-1, stable=True)
-    keys = values.contiguous().numpy().view(np.uint32).astype(np.uint64) << np.uint64(32)
-    keys |= np.arange(values.shape[-1], dtype=np.uint64)
-    keys.sort(axis=-1)
-    return torch.from_numpy(keys.astype(np.uint32).astype(np.int64))
+    bins = (distance.view(torch.int32) >> 18).sub_(LOWEST).clamp_(0, BINS - 1)
+    empty = torch.zeros(len(p), 1 + BINS, dtype=torch.float64)
+    up_to = empty.scatter_add(1, bins.long() + 1, p.double()).cumsum(-1)  # probability of the bins before each
+    last = (up_to[:, 1:] < mass).sum(-1, keepdim=True)
+    if min_tokens > 1:
+        count = empty.scatter_add(1, bins.long() + 1, empty[:, :1].add(1).expand(p.shape)).cumsum(-1)
+        last = last.maximum((count[:, 1:] < min_tokens).sum(-1, keepdim=True))
+    keep = bins < last
+
+    row, token = (bins == last).nonzero(as_tuple=True)
+    order = (row << 32 | distance[row, token].view(torch.int32)).argsort(stable=True)
+    row, token = row[order], token[order]
+    first = torch.searchsorted(row, torch.arange(len(p)))  # each row's first in that bin
+    before = F.pad(p[row, token].double().cumsum(0), (1, 0))
+    before = before[:-1] + (up_to.gather(1, last)[:, 0] - before[first])[row]
+    rank = torch.arange(len(row)) + (keep.sum(-1) - first)[row]
+    keep[row, token] = (before < mass) | (rank < min_tokens)
+    return keep
 
 
 def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from paella.canvas import Canvas
 from paella.logits import draw, guide, typical_keep
 from paella.noise import RENOISE_SOURCES, add_noise
 
+CACHED = 2**19  # logits filtered at a time on a CPU, whose caches hold these and not all
+
 Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
 
 
@@ -80,9 +82,13 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
-    rows = logits.permute(0, 2, 3, 1).float()  # (B, h, w, N)
-    keep = typical_keep(rows.flatten(0, 2), settings.typical_mass, settings.min_tokens)
-    return draw(rows.masked_fill(~keep.view_as(rows), -torch.inf), settings.temperature, uniform)
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B·h·w, N)
+    at_once = max(CACHED // rows.shape[1], 1) if rows.device.type == "cpu" else len(rows)
+    tokens = []
+    for part, numbers in zip(rows.split(at_once), uniform.flatten().split(at_once), strict=True):
+        keep = typical_keep(part, settings.typical_mass, settings.min_tokens)
+        tokens.append(draw(part.masked_fill(~keep, -torch.inf), settings.temperature, numbers))
+    return torch.cat(tokens).view_as(uniform)
 
 
 def sample(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paella.blocks import ResBlock, time_embedding
+from paella.blocks import HalvingConv2d, ResBlock, time_embedding
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TokenPredictor(nn.Module):
         # of it closes the list on the way up.
         self.down_blocks = nn.ModuleList()
         for i, (width, count) in enumerate(zip(widths, config.down_levels, strict=True)):
-            blocks: list[nn.Module] = [nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1)] if i else []
+            blocks: list[nn.Module] = [HalvingConv2d(widths[i - 1], width)] if i else []
             blocks += [ResBlock(width, c_cond, 0, sum(config.down_levels)) for _ in range(count)]
             self.down_blocks.append(nn.ModuleList(blocks))
         self.up_blocks = nn.ModuleList()
@@ -94,7 +94,7 @@ class TokenPredictor(nn.Module):
         ]
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-            return self._logits(tokens, maps, t)
+            return self.step(tokens, maps, time_embedding(t, self.config.c_r))
 
         return denoise
 
@@ -102,11 +102,13 @@ class TokenPredictor(nn.Module):
         halves = [*self.down_blocks, *self.up_blocks]
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 
-    def _logits(self, tokens: Tensor, maps: list[Tensor], t: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, maps: list[Tensor], e: Tensor) -> Tensor:
+        """What is computed at every step: logits (B,N,h,w), given each block's share of the condition (B,C,h',w') and
+        the time embedding (B,c_r)."""
         height, width = tokens.shape[-2:]
         x = self.embedding(_padded(tokens, self.stride)).permute(0, 3, 1, 2)
         maps = [_padded_like(m, height, width, self.stride) for m in maps]
-        e = time_embedding(t, self.config.c_r).to(x.dtype)
+        e = e.to(x.dtype)
         remaining = iter(maps)
 
         def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:

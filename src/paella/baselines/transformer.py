@@ -118,16 +118,17 @@ class TransformerPredictor(nn.Module):
         map_ = self.of_condition(condition.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B,C,h',w')
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-            return self._logits(tokens, map_, t)
+            return self.step(tokens, map_, time_embedding(t, self.config.c_r))
 
         return denoise
 
-    def _logits(self, tokens: Tensor, map_: Tensor, t: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, map_: Tensor, e: Tensor) -> Tensor:
+        """What is computed at every step: logits (B,N,h,w), given the condition's share of the context (B,C,h',w') and
+        the time embedding (B,c_r)."""
         height, width = tokens.shape[-2:]
         if map_.shape[-2:] not in ((1, 1), (height, width)):
             map_ = F.interpolate(map_, size=(height, width), mode="bilinear")
-        e = time_embedding(t, self.config.c_r).to(map_.dtype)
-        context = F.silu(map_.permute(0, 2, 3, 1) + self.of_time(e)[:, None, None])
+        context = F.silu(map_.permute(0, 2, 3, 1) + self.of_time(e.to(map_.dtype))[:, None, None])
         x = self.embedding(tokens) + resized(self.rows.weight, height)[:, None] + resized(self.columns.weight, width)
         for block in self.blocks:
             x = block(x, context)

@@ -1,0 +1,85 @@
+"""Laws of the speed that is asked for."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import inputs, randomised
+from test_transformer import CONFIG as TRANSFORMER
+from torch import nn
+
+from paella import Paella
+from paella.baselines.transformer import TransformerPredictor
+from paella.blocks import HalvingConv2d
+from paella.speedups import Int8Linear, compile_steps, quantize_int8
+from paella.unet import TokenPredictor, UNetConfig
+
+CONFIG = UNetConfig(num_labels=20, c_hidden=64, c_clip=6, c_r=5, down_levels=(1, 1), up_levels=(1, 1))
+
+needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the processor has no 8-bit dot products")
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (6, 10)])
+def test_the_halving_convolution_is_the_convolution(grid: tuple[int, int], memory_format: torch.memory_format) -> None:
+    conv = HalvingConv2d(3, 7).double().to(memory_format=memory_format)  # type: ignore[call-overload]
+    x = torch.randn(2, 3, *grid, dtype=torch.float64).to(memory_format=memory_format)
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x), nn.functional.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_layer_in_8_bits_is_near_the_layer(gelu: bool, dtype: torch.dtype) -> None:
+    linear = randomised(lambda: nn.Linear(96, 160))
+    x = torch.randn(2, 5, 7, 96, generator=torch.Generator().manual_seed(1)) + 1  # not centred: the zero point matters
+    expected = nn.functional.gelu(linear(x)) if gelu else linear(x)
+    found = Int8Linear(linear, gelu)(x.to(dtype))
+    assert found.dtype == dtype and found.shape == expected.shape
+    assert 0 < relative_error(found, expected) < 0.02
+
+
+@needs_vnni
+def test_a_layer_in_8_bits_takes_zeros_and_one_sign() -> None:
+    linear = randomised(lambda: nn.Linear(32, 8))
+    for x in (torch.zeros(3, 32), torch.rand(3, 32) + 1, -torch.rand(3, 32) - 1):
+        assert relative_error(Int8Linear(linear, gelu=False)(x), linear(x)) < 0.02
+
+
+@needs_vnni
+def test_a_predictor_in_8_bits_is_near_the_predictor() -> None:
+    plain, quantized = (randomised(lambda: TokenPredictor(CONFIG)) for _ in range(2))
+    quantize_int8(quantized)
+    assert 0 < relative_error(quantized(*inputs(8, 8)), plain(*inputs(8, 8))) < 0.1
+
+
+@needs_vnni
+def test_a_model_in_8_bits_draws_but_is_not_saved(tmp_path: Path) -> None:
+    model = Paella.from_pretrained(quantize="int8")
+    assert model.generate("a fox on a green background", steps=2)[0].size == (64, 64)
+    with pytest.raises(ValueError, match="quantize: a predictor in 8 bits cannot be saved"):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_what_cannot_be_quantized_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="quantize: must be 'int8' or None, not 'int4'"):
+        Paella.from_pretrained(quantize="int4")
+    with pytest.raises(ValueError, match="this is a TransformerPredictor"):
+        quantize_int8(TransformerPredictor(TRANSFORMER))
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    with pytest.raises(ValueError, match="VNNI"):
+        quantize_int8(TokenPredictor(CONFIG))
+
+
+def test_a_compiled_predictor_says_the_same() -> None:
+    plain, compiled = (randomised(lambda: TokenPredictor(CONFIG)) for _ in range(2))
+    compile_steps(compiled)
+    assert compiled.step is not plain.step
+    with torch.inference_mode():
+        assert relative_error(compiled(*inputs(4, 4)), plain(*inputs(4, 4))) < 1e-5
