@@ -44,6 +44,13 @@ def test_guidance_and_float32_take_more_where_the_predictor_is_what_counts() -> 
     assert bytes_of(model, replace(run, guided=False)) < half < single
 
 
+def test_a_gpu_filters_all_places_at_once() -> None:
+    model = Paella.from_pretrained(device="cpu", dtype="float32")
+    on_cpu = bytes_of(model, Run(256, 256))
+    elsewhere = bytes_of(model.to(torch.device("meta")), Run(256, 256))
+    assert elsewhere - on_cpu > 256 * 256 * model.predictor.config.num_labels * 20
+
+
 def test_a_large_picture_takes_no_more_of_the_decoder(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_decoder_bytes", lambda vqgan: 10**6)  # so that nothing else counts
     whole, twice = bytes_of(tiny, Run(256, 256)), bytes_of(tiny, Run(512, 256))

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from paella.blocks import ResBlock
+from paella.sampler import CACHED
 from paella.vqgan import TILE, VQGAN
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor
 
 FLOAT = 4  # bytes of a float32
+FILTER = 40  # bytes of all that the typical filter and the draw make of one logit
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limit
 
@@ -52,10 +54,12 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     pixels = places * vqgan.config.f**2
     batch = 2 if run.guided else 1
     codes, size = predictor.clf.out_channels, predictor.clf.weight.element_size()
+    on_gpu = predictor.clf.weight.device.type != "cpu"
     network = batch * 13 * predictor.clf.in_channels * size  # a block: 4 around its skip, 4 + 4 hidden ones, its output
     logits = max(
         (4 if run.guided else 1) * codes * size,  # guidance: two logits, their difference, and what becomes of it
-        codes * (size + FLOAT * (1 + predictor.config.mask_token)),  # the draw: in float32; MaskGIT's log p beside it
+        codes * (size + (FILTER if on_gpu else 0)),  # a CPU filters few rows at a time
+        codes * (size + (2 * FLOAT if predictor.config.mask_token else 0)),  # MaskGIT's confidence, in float32
     )
     drawing = places * (network + logits)  # the sum, as the allocator does not give back all of the network's
     painting = min(pixels, TILE**2) * _decoder_bytes(vqgan) + pixels * 6 * FLOAT  # a tile; the picture, clamped
@@ -67,8 +71,8 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
         modulation = predictor.clf.in_channels + sum(block.cond_mapper.out_features for block in blocks)
         kept += pixels * run.regions * 3 * FLOAT  # soft masks
         kept += places * (run.count * d * FLOAT + at_once * batch * (d + modulation) * size)
-    # whatever the size: a layer's weights in an order that the processor likes, and the rows that the filter works on
-    fixed = 4 * max(parameter.nbytes for parameter in predictor.parameters()) + 64 * codes * 40
+    # whatever the size: a layer's weights in an order that the processor likes, and the rows that a CPU filters
+    fixed = 4 * max(parameter.nbytes for parameter in predictor.parameters()) + CACHED * FILTER
     return fixed + kept + at_once * max(drawing, painting, finishing)
 
 
