@@ -46,6 +46,9 @@ class GivenEmbedding:
         self.dim = dim
         self.embedding = torch.randn(dim, generator=torch.Generator().manual_seed(0)).to(device)
 
+    def to(self, device: torch.device | None) -> None:
+        self.embedding = self.embedding.to(device)
+
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         return self.embedding.expand(len(texts), -1)
 

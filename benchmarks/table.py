@@ -93,11 +93,11 @@ def apart(choices: Sequence[Mapping[str, Any]], measure: Callable[..., Row]) -> 
     return rows
 
 
-def turns(turn: Callable[[], T], runs: int) -> list[T]:
-    """What that many turns gave. Fewer where they take long: such a turn says enough alone."""
+def turns(turn: Callable[[], T], runs: int, patience: float = PATIENCE) -> list[T]:
+    """What that many turns gave. Fewer where they take more than `patience` seconds: such a turn says enough alone."""
     start = time.perf_counter()
     found = [turn()]
-    while len(found) < runs and time.perf_counter() - start < PATIENCE:
+    while len(found) < runs and time.perf_counter() - start < patience:
         found.append(turn())
     return found
 

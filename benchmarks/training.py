@@ -16,7 +16,6 @@ what they log. `--official` names a checkout of their repository at a commit of 
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from itertools import repeat
@@ -25,6 +24,7 @@ from statistics import median
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import authors
 import torch
 from PIL import Image
 from table import Row, arguments, millions, report, seconds, turns
@@ -95,19 +95,13 @@ def authors_step(
 
 def main() -> None:
     parser = arguments(__doc__, runs=5)
-    parser.add_argument("--official", type=Path, help="a checkout of the authors' repository, at the first model")
+    authors.option(parser, required=False)
     parser.add_argument("--config", type=Path, help="sizes of the predictor, as for paella import-checkpoint")
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--grid", type=int, default=32, help="tokens, a side")
     args = parser.parse_args()
     config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else QUARTER
-    network = None
-    if args.official is not None:
-        if not (modules := args.official / "modules.py").is_file():
-            parser.error(f"--official: there is no {modules}; check out a commit of the first model, such as 946939c")
-        network = runpy.run_path(str(modules)).get("DenoiseUNet")
-        if network is None:
-            parser.error(f"--official: {modules} is not of the first model; check out such a commit, as 946939c")
+    network = None if args.official is None else authors.network(parser, args.official)
 
     stage = GivenStage(TokenRecipe("", batch_size=args.batch, model=config))
     trainer = Trainer(stage, stage.recipe)

@@ -111,11 +111,10 @@ def test_a_choice_that_fails_is_left_out(
     assert "--size 2\n... failed" in capsys.readouterr().err
 
 
-def test_turns_are_as_many_as_asked_for_while_there_is_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_are_as_many_as_asked_for_while_there_is_time() -> None:
     table = script("table")
     assert table.turns(lambda: "a", 3) == ["a", "a", "a"]
-    monkeypatch.setattr(table, "PATIENCE", 0)
-    assert table.turns(lambda: "a", 3) == ["a"]
+    assert table.turns(lambda: "a", 3, patience=0) == ["a"]
 
 
 def test_start_up_prints_new_processes_and_a_warm_one(
@@ -180,3 +179,33 @@ def test_training_takes_turns_with_another_s_model(
     with pytest.raises(SystemExit):
         run(f"{TRAINING} --official {tmp_path / 'none'}", monkeypatch, capsys)
     assert "--official: there is no" in capsys.readouterr().err
+
+
+def test_a_picture_takes_turns_with_another_s_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Our own predictor stands in for the authors', under their names: the logits must be the same."""
+    (tmp_path / "modules.py").write_text(
+        "from paella.unet import TokenPredictor, UNetConfig\n"
+        "class DenoiseUNet(TokenPredictor):\n"
+        "    def __init__(self, **sizes):\n"
+        "        super().__init__(UNetConfig(**sizes))\n"
+        "    def forward(self, tokens, condition, r):\n"
+        "        return super().forward(tokens, condition, 1 - r)\n"
+    )
+    utils = tmp_path / "utils.py"
+    utils.write_text(
+        "import a_package_that_is_not_there\n"
+        "def sample(model, c, *, T, size, typical_mass, classifier_free_scale, renoise_steps):\n"
+        "    assert (T, renoise_steps, size) == (8, 7, (8, 8))\n"
+        "    return model(torch.zeros(1, *size).long(), c, torch.ones(1)).argmax(1)\n"
+    )
+    command = f"benchmarks/against_official.py {TINY} --size 64 --runs 2 --dtype float32 --official {tmp_path}"
+    [row] = run(command, monkeypatch, capsys)
+    lowest, ratio, highest = (float(row[name]) for name in ("lowest", "authors' / ours", "highest"))
+    assert 0 < lowest <= ratio <= highest and ratio < 1  # it takes one step
+    assert float(row["logits off by, %"]) < 1e-3
+    utils.write_text("")
+    with pytest.raises(SystemExit):
+        run(command, monkeypatch, capsys)
+    assert "has no function sample" in capsys.readouterr().err

@@ -6,9 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import torch
 
 from paella.data.scenes import objects
 from paella.evaluate.scenes import held_out_prompts, score_scenes
+from paella.images import to_tensor
+from paella.noise import add_noise
 from paella.pipeline import Paella
 
 PROMPTS = 12
@@ -52,3 +55,21 @@ def test_the_objects_of_held_out_pairs_are_found_each_in_its_half(builtin: Paell
     scores = score_scenes(builtin.generate(captions, seed=100), scenes, captions)
     assert scores["pair_each_top1"]["rate"] >= 0.4
     assert scores["pair_swapped"]["rate"] <= 0.1
+
+
+@pytest.mark.parametrize(("how", "bound"), [({"dtype": "bfloat16"}, 0.01), ({"quantize": "int8"}, 0.06)])
+def test_logits_are_near_those_of_float32(how: dict[str, str], bound: float) -> None:
+    if "quantize" in how and not torch.cpu._is_vnni_supported():
+        pytest.skip("the processor has no 8-bit dot products")
+    exact, fast = Paella.from_pretrained(dtype="float32"), Paella.from_pretrained(**how)
+    prompts = ["a fox on a green background", "a crown above a cat face on a yellow background"]
+    generator = torch.Generator().manual_seed(0)
+    with torch.inference_mode():
+        tokens = exact.vqgan.encode(to_tensor(exact.generate(prompts)))
+        condition = exact._embed(prompts)
+        for t in (torch.tensor([1.0, 0.5]), torch.tensor([0.3, 0.05])):
+            noise = torch.randint(exact.vqgan.config.n_embed, tokens.shape, generator=generator)
+            noisy = add_noise(tokens, t, noise, torch.rand(tokens.shape, generator=generator))
+            expected = exact.predictor(noisy, condition, t)
+            error = (fast.predictor(noisy, condition, t).float() - expected).norm() / expected.norm()
+            assert 0 < error < bound

@@ -36,7 +36,7 @@ ALLOWED = {
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
-        *("canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},

@@ -39,8 +39,15 @@ class ModulatedLayerNorm(nn.Module):
         self.beta = nn.Parameter(torch.ones(1, 1, 1))
 
     def forward(self, x: Tensor, m: Tensor) -> Tensor:
-        """x (B,h,w,C), m (B,h,w,C) or (B,1,1,C) -> (B,h,w,C)."""
-        return self.gamma * m * self.ln(x) + self.beta * m
+        """x (B,h,w,C), m (B,h,w,C) or (B,1,1,C) -> (B,h,w,C), computed as m·(g·LN(x) + b), which rounds less often.
+
+        On a CPU the parameters may be float32 where x is not: see `Engine.to`.
+        """
+        gamma, beta = self.gamma.flatten(), self.beta.flatten()
+        scale, shift = gamma * self.ln.weight, gamma * self.ln.bias + beta
+        if x.device.type != "cpu":  # there torch wants one dtype
+            scale, shift = scale.to(x.dtype), shift.to(x.dtype)
+        return m * F.layer_norm(x, x.shape[-1:], scale, shift, self.ln.eps)
 
 
 class HalvingConv2d(nn.Conv2d):

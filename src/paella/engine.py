@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import checkpoint, edits, memory
+from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
 from paella.images import to_pictures, to_tensor
@@ -136,8 +137,18 @@ class Engine:
             return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves all parts to that device, and the predictor to that dtype; None = as it is. Returns itself."""
-        self.predictor.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Moves all parts to that device, and the predictor to that dtype; None = as it is. Returns itself.
+
+        The few parameters of its LayerNorms stay as they are: in bfloat16 they would cause a quarter of what the logits
+        are off by.
+        """
+        self.predictor.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if dtype is not None:
+            norms = [module for module in self.predictor.modules() if isinstance(module, ModulatedLayerNorm)]
+            exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
+            for parameter in self.predictor.parameters():
+                if id(parameter) not in exact:
+                    parameter.data = parameter.data.to(dtype)
         self.vqgan.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.clip.to(device)
         return self

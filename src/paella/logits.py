@@ -57,15 +57,18 @@ def _selected(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tens
     The bits of a float32 that is not negative order as the number does; its first ones are the bin.
     """
     bins = (distance.view(torch.int32) >> 18).sub_(LOWEST).clamp_(0, BINS - 1)
-    empty = torch.zeros(len(p), 1 + BINS, dtype=torch.float64)
-    up_to = empty.scatter_add(1, bins.long() + 1, p.double()).cumsum(-1)  # probability of the bins before each
+    index = bins.long()
+    up_to = torch.zeros(len(p), 1 + BINS, dtype=torch.float64)  # probability of the bins before each
+    up_to[:, 1:].scatter_add_(1, index, p.double())
+    up_to = up_to.cumsum(-1)
     last = (up_to[:, 1:] < mass).sum(-1, keepdim=True)
     if min_tokens > 1:
-        count = empty.scatter_add(1, bins.long() + 1, empty[:, :1].add(1).expand(p.shape)).cumsum(-1)
-        last = last.maximum((count[:, 1:] < min_tokens).sum(-1, keepdim=True))
-    keep = bins < last
+        count = torch.zeros(len(p), BINS).scatter_add_(1, index, torch.ones(1, 1).expand_as(p))
+        last = last.maximum((count.cumsum(-1) < min_tokens).sum(-1, keepdim=True))
+    last_bin = last.int()  # of the dtype of `bins`: comparing is then several times faster
+    keep = bins < last_bin
 
-    row, token = (bins == last).nonzero(as_tuple=True)
+    row, token = (bins == last_bin).nonzero(as_tuple=True)
     order = (row << 32 | distance[row, token].view(torch.int32)).argsort(stable=True)
     row, token = row[order], token[order]
     first = torch.searchsorted(row, torch.arange(len(p)))  # each row's first in that bin
