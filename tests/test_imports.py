@@ -25,7 +25,9 @@ ALLOWED = {
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},
     "speedups": {"blocks"},
-    "vqgan": {"blocks"},
+    "tiles": set(),
+    "vqgan": {"tiles"},
+    "memory": {"blocks", "sampler", "vqgan"},
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
@@ -35,7 +37,7 @@ ALLOWED = {
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "engine": {
         *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "method", "official", "speedups"),
+        *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }

@@ -200,13 +200,38 @@ def test_a_model_moves_as_a_whole_and_its_predictor_alone_changes_its_dtype(tiny
     assert {p.device.type for part in parts for p in part.parameters()} == {"meta"}
 
 
-def test_only_the_predictor_takes_the_dtype(tiny_model: Any) -> None:
-    half = Paella.from_pretrained(tiny_model, device="cpu", dtype="bfloat16")
-    assert half.predictor.clf.weight.dtype == torch.bfloat16
-    assert half.vqgan.quant_conv.weight.dtype == half.clip.model.dtype == torch.float32
+HALVES = ["bfloat16", "float16"]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_only_the_predictor_takes_the_dtype(tiny_model: Any, dtype: str) -> None:
+    half = Paella.from_pretrained(tiny_model, device="cpu", dtype=dtype)
+    moved = Paella.from_pretrained(tiny_model, device="cpu", dtype="float32").to(dtype=getattr(torch, dtype))
+    for model in (half, moved):
+        assert model.predictor.clf.weight.dtype == getattr(torch, dtype)
+        assert {p.dtype for part in (model.vqgan, model.clip.model) for p in part.parameters()} == {torch.float32}
     assert content(half.generate("a dog", n=2)) == [
         picture.tobytes() for seed in (0, 1) for picture in half.generate("a dog", seed=seed)
     ]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_a_decoder_beyond_the_range_of_float16_still_draws(tiny_model: Any, dtype: str) -> None:
+    """Published decoders are like this one: in half precision they draw nothing."""
+    model = Paella.from_pretrained(tiny_model, device="cpu", dtype=dtype)
+    decoder = model.vqgan.decoder
+    with torch.no_grad():
+        decoder.mid.block_1.conv2.weight.mul_(1e6)
+    inside: list[torch.Tensor] = []
+    drawn: list[torch.Tensor] = []
+    decoder.mid.register_forward_hook(lambda module, given, output: inside.append(output))
+    decoder.register_forward_hook(lambda module, given, output: drawn.append(output))
+    tokens: list[torch.Tensor] = []
+    model.generate("a dog", on_step=lambda step, steps, seen: tokens.append(seen))  # type: ignore[func-returns-value]
+    assert inside[-1].abs().max() > torch.finfo(torch.float16).max
+    assert drawn[-1].isfinite().all()
+    model.vqgan.half()
+    assert not model.vqgan.decode(tokens[-1]).isfinite().all()
 
 
 def test_a_prompt_that_clip_does_not_read_to_its_end_is_named(tiny: Paella) -> None:

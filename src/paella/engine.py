@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from paella import checkpoint, edits
+from paella import checkpoint, edits, memory
 from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
@@ -170,8 +170,10 @@ class Engine:
         pixels = to_tensor(pictures).to(self.device)
         return to_pictures(torch.cat([self.vqgan.decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
 
-    def _grid(self, size: int | tuple[int, int] | None) -> tuple[int, int]:
-        """The grid's height and width for a size in pixels."""
+    def _grid(
+        self, size: int | tuple[int, int] | None, count: int, options: Options, regions: int = 0
+    ) -> tuple[int, int]:
+        """The grid's height and width for a size in pixels; for the rest see `_check_memory`."""
         f = self.vqgan.config.f
         height, width = (self.size, self.size) if size is None else (size, size) if isinstance(size, int) else size
         if height < f or width < f:
@@ -179,7 +181,27 @@ class Engine:
         if height % f or width % f:
             nearest = " x ".join(str(max(f, math.floor(side / f + 0.5) * f)) for side in (height, width))
             raise ValueError(f"size: must be multiples of {f}, not {height} x {width}; the nearest is {nearest}")
+        self._check_memory("size", height, width, count, options, regions)
         return height // f, width // f
+
+    def _check_memory(
+        self, argument: str, height: int, width: int, count: int, options: Options, regions: int = 0
+    ) -> None:
+        """To be called before anything of a picture's size is made.
+
+        Args:
+            argument: what the size comes from.
+            height, width: in pixels.
+            count: of pictures.
+            regions: how many prompts have a region of their own.
+
+        Raises:
+            ValueError: there is not enough memory.
+        """
+        f, guidance = self.vqgan.config.f, options.get("guidance")
+        guided = (self.settings.guidance if guidance is None else guidance) != 1
+        run = memory.Run(-(-height // f), -(-width // f), count, guided, regions)
+        memory.check(self.predictor, self.vqgan, run, argument)
 
     def _draw(
         self,
@@ -292,9 +314,15 @@ class Engine:
         """Runs the loop and decodes: yields pixels (·,3,H,W) in [0, 1], some pictures at a time.
 
         On the CPU pictures are made one at a time: a matrix product may round differently in a larger batch, and a
-        picture must not depend on its batch. Little is lost, as one picture keeps all cores busy.
+        picture must not depend on its batch. Little is lost, as one picture keeps all cores busy. On a GPU there are
+        as many as fit its memory, up to sixteen.
         """
-        chunk = 1 if self.device.type == "cpu" else 16
+        chunk = 1
+        if self.device.type != "cpu":
+            is_map = canvas.condition.shape[-2:] != (1, 1)
+            count, height, width = canvas.tokens.shape
+            run = memory.Run(height, width, count, settings.guidance != 1, regions=int(is_map))
+            chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most=16)
         method = method_of(self.predictor)
         for first in range(0, len(generators), chunk):
             part = slice(first, first + chunk)

@@ -83,10 +83,9 @@ class Paella(Engine):
             "seed": seed,
             "on_step": on_step,
         }
+        grid = self._grid(size, len(prompts), options)
         condition = self._embed(prompts)[:, :, None, None]
-        return self._draw(
-            "generate", prompts, self._grid(size), partial(edits.text_to_image, condition=condition), options
-        )
+        return self._draw("generate", prompts, grid, partial(edits.text_to_image, condition=condition), options)
 
     def inpaint(
         self,
@@ -127,6 +126,7 @@ class Paella(Engine):
             regions, rest = [], None
             prompts = per_picture(prompt, n)
         hole = masks.any(0)
+        self._check_memory("image", picture.height, picture.width, len(prompts), options, len(regions))
         return self._repaint(
             "inpaint", picture, hole, prompts, regions, options, edited=hole, rest=rest, feather=feather
         )
@@ -168,6 +168,10 @@ class Paella(Engine):
         if not any(extents.values()):
             raise ValueError("left: one of left, right, top and bottom must be above 0")
         picture = open_picture(image)
+        prompts = per_picture(prompt, n)
+        self._check_memory(
+            "image", top + picture.height + bottom, left + picture.width + right, len(prompts), options, len(regions)
+        )
         sides = ((top, bottom), (left, right))
         known = np.pad(np.asarray(picture), (*sides, (0, 0)), mode="symmetric")
         height, width = known.shape[:2]
@@ -184,7 +188,6 @@ class Paella(Engine):
             "bottom": (0, height - bottom, width, height),
         }
         areas = [(text, region_mask(where, (width, height), strips)) for text, where in regions]
-        prompts = per_picture(prompt, n)
         # the known part starts on the token grid, so that its tokens are those of the picture
         f = self.vqgan.config.f
         origin = (-left % f, -top % f)
@@ -220,15 +223,14 @@ class Paella(Engine):
         strength = 0.5 if strength is None else strength
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        prompts = per_picture(prompt or "", n)
+        grid = self._grid(size, n, options)
         embedding = self._embed_picture(open_picture(image))
         if prompt is not None:
             embedding = edits.slerp(embedding, self._embed([prompt])[0], strength)
-        prompts = per_picture(prompt or "", n)
         condition = embedding[None, :, None, None].expand(n, -1, 1, 1)
         record = {} if prompt is None else {"strength": str(strength)}
-        return self._draw(
-            "vary", prompts, self._grid(size), partial(edits.text_to_image, condition=condition), options, record
-        )
+        return self._draw("vary", prompts, grid, partial(edits.text_to_image, condition=condition), options, record)
 
     def interpolate(
         self,
@@ -252,6 +254,7 @@ class Paella(Engine):
         """
         if frames < 1:
             raise ValueError(f"frames: must be at least 1, not {frames}")
+        grid = self._grid(size, frames, options)
         first, last = (
             self._embed([end_])[0] if isinstance(end_, str) else self._embed_picture(open_picture(end_, name))
             for name, end_ in (("start", start), ("end", end))
@@ -262,7 +265,7 @@ class Paella(Engine):
         return self._draw(
             "interpolate",
             [" → ".join(names)] * frames,
-            self._grid(size),
+            grid,
             partial(edits.text_to_image, condition=condition),
             options,
             seeds=[self._seeds(options.get("seed", 0), 1)[0]] * frames,
@@ -293,8 +296,9 @@ class Paella(Engine):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         picture = open_picture(image)
-        tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
         prompts = per_picture(prompt, n)
+        self._check_memory("image", picture.height, picture.width, len(prompts), options)
+        tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
         seeds = self._seeds(options.get("seed", 0), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
@@ -343,7 +347,7 @@ class Paella(Engine):
             raise ValueError("regions: the prompt of a region must not be empty")
         if softness < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
-        height, width = self._grid(size)
+        height, width = self._grid(size, n, options, len(regions))
         f = self.vqgan.config.f
         pixels = (width * f, height * f)
         areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]

@@ -12,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paella import tiles
+
 Quantizer = Literal["nearest", "gumbel"]
+
+# Pictures of more than TILE x TILE pixels pass in tiles of at most this side. At this size the published decoder takes
+# about 3 GiB beside its weights, somewhat more than the published predictor does. Smaller tiles would take less, and
+# see less of the picture.
+TILE = 1024
+OVERLAP = 128  # pixels that neighbouring tiles share at least, and over which one passes into the next
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,9 @@ class AttnBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
-        q, k, v = (m(h).flatten(2).transpose(1, 2) for m in (self.q, self.k, self.v))  # (B, h·w, C)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        # (B, 1, h·w, C): with a dimension of heads, and channels last, torch makes no (h·w, h·w) matrix of scores
+        q, k, v = (m(h).flatten(2).transpose(1, 2)[:, None] for m in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
         return x + self.proj_out(h)
 
 
@@ -262,15 +271,40 @@ class VQGAN(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B,3,H,W) in [0, 1] -> tokens (B,H/f,W/f) int64 in {0 … N−1}.
 
+        Pictures of more than TILE x TILE pixels are encoded in tiles; see `decode`. With a local encoder without
+        attention the tokens are those of the whole picture.
+
         Raises:
             ValueError: H or W is not a multiple of f.
         """
         if pixels.shape[-2] % self.config.f or pixels.shape[-1] % self.config.f:
             height, width = pixels.shape[-2:]
             raise ValueError(f"pixels: height and width must be multiples of {self.config.f}, not {height} x {width}")
-        return self.quantize.tokens(self.latent(pixels.to(self.quant_conv.weight.dtype)))
+
+        def encode(part: Tensor) -> Tensor:
+            return self.quantize.tokens(self.latent(part.to(self.quant_conv.weight.dtype)))
+
+        if pixels.shape[-2] * pixels.shape[-1] <= TILE**2:
+            return encode(pixels)
+        return tiles.encoded(encode, pixels, self.config.f, *self._tile_and_overlap)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,h,w) -> pixels (B,3,f·h,f·w) in [0, 1]."""
-        return self.decode_latent(self.quantize.lookup(tokens)).clamp(0, 1)
+        """Tokens (B,h,w) -> pixels (B,3,f·h,f·w) in [0, 1].
+
+        Pictures of more than TILE x TILE pixels are decoded in overlapping tiles, which are blended: what the decoder
+        needs does not grow any more. This is an approximation, as its norms and its attention see one tile at a time
+        and not the whole picture. Which tiles there are depends on the size alone.
+        """
+
+        def decode(part: Tensor) -> Tensor:
+            return self.decode_latent(self.quantize.lookup(part)).clamp(0, 1)
+
+        if tokens.shape[-2] * tokens.shape[-1] * self.config.f**2 <= TILE**2:
+            return decode(tokens)
+        return tiles.decoded(decode, tokens, self.config.f, *self._tile_and_overlap)
+
+    @property
+    def _tile_and_overlap(self) -> tuple[int, int]:
+        """The longest tile and the least overlap, in tokens."""
+        return TILE // self.config.f, OVERLAP // self.config.f
