@@ -55,7 +55,8 @@ def main() -> None:
     if args.compile:
         compile_steps(ours.predictor)
 
-    settings, height_width = ours.settings, ours._grid(args.size)
+    settings, size = ours.settings, args.size or ours.size
+    grid = (size // ours.vqgan.config.f,) * 2
     condition = ours.clip.embed_text([""])
 
     def their_picture() -> None:
@@ -63,7 +64,7 @@ def main() -> None:
             theirs,
             condition,
             T=settings.steps,
-            size=height_width,
+            size=grid,
             typical_mass=settings.typical_mass,
             classifier_free_scale=settings.guidance,
             renoise_steps=settings.steps - 1,
@@ -71,10 +72,10 @@ def main() -> None:
         to_pictures(ours._decode(tokens))
 
     def our_picture() -> None:
-        ours.generate("a given embedding", size=args.size)
+        ours.generate("a given embedding", size=size)
 
     with torch.inference_mode():
-        tokens = torch.randint(ours.vqgan.config.n_embed, (1, *height_width), device=device)
+        tokens = torch.randint(ours.vqgan.config.n_embed, (1, *grid), device=device)
         half = torch.full((1,), 0.5, device=device)
         expected = theirs(tokens, condition, 1 - half)
         error = (ours.predictor(tokens, condition, half).float() - expected).norm() / expected.norm()
@@ -85,7 +86,7 @@ def main() -> None:
     ratios = [turn["theirs"] / turn["ours"] for turn in found]
     row: Row = {
         "predictor": millions(theirs),
-        "size": height_width[0] * ours.vqgan.config.f,
+        "size": size,
         "steps": settings.steps,
         "guidance": f"{settings.guidance:g}",
         "ours": " ".join([short(ours.dtype), *filter(None, [args.quantize, "compiled" if args.compile else None])]),
