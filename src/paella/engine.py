@@ -98,7 +98,7 @@ class Engine:
             model: a model folder or a hub id; None is the built-in model, which needs no network.
             device: "auto" is a GPU where there is one, else the CPU.
             dtype: of the predictor, whose cost is nearly everything: "auto" is bfloat16 where the processor is fast
-                at it, else float32. The VQGAN and CLIP stay in float32.
+                at it, else float32. The weights of VQGAN and CLIP stay in float32.
             quantize: "int8" puts most of the predictor's matrix products into 8 bits, which changes pictures a little;
                 for a CPU with VNNI. None leaves it as it is.
             compile: whether to compile the predictor with torch.compile, at the first picture of each size; needs a C++
@@ -168,7 +168,7 @@ class Engine:
         Their sides must be multiples of the tokenizer's f, and all of one size.
         """
         pixels = to_tensor(pictures).to(self.device)
-        return to_pictures(torch.cat([self.vqgan.decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
+        return to_pictures(torch.cat([self._decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
 
     def _grid(
         self, size: int | tuple[int, int] | None, count: int, options: Options, regions: int = 0
@@ -276,8 +276,13 @@ class Engine:
 
     @torch.inference_mode()
     def _decode(self, tokens: Tensor) -> Tensor:
-        """Pixels (B,3,H,W) in [0, 1] of tokens (B,h,w)."""
-        return self.vqgan.decode(tokens).float().cpu()
+        """Pixels (B,3,H,W) in [0, 1] of tokens (B,h,w).
+
+        Where the predictor is bfloat16, so are the decoder's matrix products: colours move by 2 of 255 at most. float16
+        would not do, as decoders pass its range.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.vqgan.decode(tokens).float().cpu()
 
     def _embed_picture(self, picture: Image.Image) -> Tensor:
         """The picture's CLIP embedding (d,)."""
