@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from paella.data.scenes import any_held_out, held_out, objects
 from paella.evaluate import quality
 from paella.evaluate.features import clip_weights, open_extractor, weights_hash
+from paella.evaluate.metrics import estimate
 from paella.evaluate.quality import HeldOutScenes, Seen, evaluate_quality, score
 from paella.pipeline import Paella
 
@@ -26,8 +28,9 @@ N = 10
 
 
 @pytest.fixture(autouse=True)
-def few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "EVERY", 4)
+    monkeypatch.setattr(quality, "estimate", partial(estimate, repeats=5))  # the time that a hundred take
 
 
 @contextmanager
@@ -58,6 +61,7 @@ def test_the_command(paella: Run, tiny_model: Path, tiny: Paella, tmp_path: Path
     assert result.code == 0, result
     found = json.loads((tmp_path / "quality.json").read_text())
     assert (found["n"], found["sampler"]["steps"], found["data"]) == (N, 1, "scenes")
+    assert found["model"]["name"] == "tiny" and len(found["model"]["sha256"]) == 64
     assert found["features"]["name"] == "CLIP image encoder of the model tiny, whitened"
     assert found["features"]["sha256"] == weights_hash(clip_weights(tiny.clip))  # type: ignore[arg-type]
     for scores in found["scores"].values():
@@ -201,7 +205,10 @@ def test_a_hash_knows_every_value_and_name() -> None:
         (["--steps", 0], "--steps: "),
     ],
 )
-def test_bad_input_is_one_line(paella: Run, tiny_model: Path, tmp_path: Path, args: list[object], message: str) -> None:
+def test_bad_input_is_one_line(
+    paella: Run, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[object], message: str
+) -> None:
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     (tmp_path / "empty.txt").write_text("\n")

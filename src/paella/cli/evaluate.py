@@ -211,7 +211,7 @@ def quality(
             cache=output.parent,
             progress=progress,
         )
-    report = {"data": data, "snap": snap, "jitter": jitter} | report | _circumstances(ctx, pipeline, started)
+    report = _circumstances(ctx, pipeline, started) | {"data": data, "snap": snap, "jitter": jitter} | report
     markdown = format_quality(report)
     _write_report(output, report, markdown)
     typer.echo(markdown)

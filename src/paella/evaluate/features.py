@@ -167,6 +167,8 @@ def _inception(clip: Clip) -> Extractor:
         network = NoTrainInceptionV3("inception-v3-compat", features_list=["2048"], antialias=False)
     except ModuleNotFoundError as error:
         raise ValueError("features: inception needs the package torch-fidelity: pip install torch-fidelity") from error
+    except OSError as error:  # it downloads them at its first use
+        raise ValueError(f"features: the weights of inception cannot be had ({error})") from error
 
     network.eval().to(clip.model.device)
 

@@ -244,7 +244,7 @@ def format_quality(report: dict[str, Any]) -> str:
 
 def _cell(value: Estimate, factor: float = 1) -> str:
     middle, low, high = (f"{factor * value[key]:.3f}" for key in ("value", "low", "high"))
-    return f"{middle} ({low}–{high})"
+    return f"{middle} ({low} to {high})"  # a dash would look like a sign
 
 
 def _contents(real: PictureData, count: int) -> tuple[str, list[str]]:
