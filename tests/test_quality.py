@@ -50,7 +50,7 @@ def ctrl_c(pipeline: Paella, after: int) -> Iterator[list[str]]:
         yield drawn
 
 
-def measure(tiny: Paella, work: Path | None = None, **options: Any) -> dict[str, Any]:
+def measure(tiny: Paella, work: Path | None = None, **options: Any) -> dict[str, Any] | None:
     extractor = open_extractor("clip", tiny)
     return evaluate_quality(tiny, HeldOutScenes(32, names=tiny.objects), N, extractor=extractor, work=work, **options)
 
@@ -99,6 +99,21 @@ def test_a_run_does_not_go_on_with_pictures_of_another(tiny: Paella, tmp_path: P
     work.write_bytes(work.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"output: .* is not a whole safetensors file"):
         measure(tiny, work)
+
+
+def test_several_processes_draw_what_one_draws(tiny: Paella, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole, parts, work = measure(tiny), [], tmp_path / "work.safetensors"
+    for number in (2, 1, 0):  # the first process last, as it waits for the others
+        monkeypatch.setattr(quality, "place", lambda number=number: (number, 3))
+        monkeypatch.setattr(quality, "gathered", lambda own: parts.insert(0, own) or parts)
+        with ctrl_c(tiny, after=99) as drawn:
+            result = measure(tiny, work)
+        assert (result is None) == (number > 0) and len(drawn) in (3, 4)
+    generated, expected = (report.pop("scores")["generated"] for report in (result, whole))
+    assert result == whole | {"processes": 3}
+    for row, value in expected.items():  # the network rounds otherwise in other batches
+        assert generated[row] == pytest.approx(value, rel=1e-4), row
+    assert files(tmp_path) == set()
 
 
 def test_a_perfect_model_scores_as_the_real_pictures_and_a_poor_one_worse() -> None:

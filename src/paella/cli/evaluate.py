@@ -187,8 +187,10 @@ def quality(
     import torchmetrics  # noqa: F401  where it is missing, that shows now and not when the pictures are drawn
 
     from paella.evaluate.features import open_extractor
+    from paella.evaluate.processes import place
     from paella.evaluate.quality import HeldOutScenes, evaluate_quality, folder_pictures, format_quality
 
+    place()  # first, as it says which GPU this process is to use
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
     size, names = pipeline.size, pipeline.objects or None
     real = (
@@ -211,6 +213,8 @@ def quality(
             cache=output.parent,
             progress=progress,
         )
+    if report is None:  # another process has it
+        return
     report = _circumstances(ctx, pipeline, started) | {"data": data, "snap": snap, "jitter": jitter} | report
     markdown = format_quality(report)
     _write_report(output, report, markdown)

@@ -41,6 +41,7 @@ from paella.evaluate.metrics import (
     ssim,
 )
 from paella.evaluate.parts import clip_of
+from paella.evaluate.processes import gathered, place
 from paella.images import to_pictures, to_tensor
 
 if TYPE_CHECKING:
@@ -149,8 +150,10 @@ def evaluate_quality(
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     **settings: Any,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Scores `n` generated pictures, and beside them real and reconstructed ones.
+
+    On several processes (`evaluate.processes`) each draws its share of the pictures, and the first does the rest.
 
     Args:
         real: pictures of the model's size with captions, at least 2n.
@@ -158,14 +161,15 @@ def evaluate_quality(
         prompts: what is asked for in place of the real pictures' captions, from the start again where they are fewer
             than n.
         work: a file that keeps what was seen of generated pictures, every so many: a run that is interrupted goes on
-            from there. It is gone in the end.
+            from there. It is gone in the end. Every process but the first has one of its own, its number in the name.
         cache: a folder for what was seen of the real pictures, in a file named after them and the extractor.
-        progress: is told, as `progress(done, total)`, how many pictures are drawn.
+        progress: is told, as `progress(done, total)`, how many pictures this process has drawn.
         settings: of `pipeline.generate`.
 
     Returns:
         A report that JSON can hold: what was asked of which networks; under "scores" those of `ROWS` for the pictures
-        "generated", "reconstructed" and "real"; under "tokenizer" how well it gives back the real ones.
+        "generated", "reconstructed" and "real"; under "tokenizer" how well it gives back the real ones. None for every
+        process but the first.
 
     Raises:
         ValueError: fewer than `FEWEST` pictures; or the work file is damaged, or of a run that asked for something
@@ -173,11 +177,13 @@ def evaluate_quality(
     """
     if n < FEWEST:
         raise ValueError(f"n: must be at least {FEWEST}, not {n}")
+    number, processes = place()
     digest, captions = _contents(real, 2 * n)
     asked = captions[n:] if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
     weights = (pipeline.predictor.state_dict(), pipeline.vqgan.state_dict(), clip_weights(clip_of(pipeline)))
     about = {
         "n": n,
+        "processes": processes,
         "seed": seed,
         "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest(),
         "sampler": asdict(pipeline.settings) | settings,
@@ -185,17 +191,23 @@ def evaluate_quality(
         "dtype": str(pipeline.dtype),
         "features": extractor.record,
     }
+    own = range(n * number // processes, n * (number + 1) // processes)
+    works = [] if work is None else [work.with_stem(f"{work.stem}-{i}") if i else work for i in range(processes)]
+    its = works[number] if works else None
+    parts = gathered(_generated(pipeline, asked, own, seed, extractor, its, about, progress, settings))
+    if number > 0:
+        return None
+    generated = sum(parts[1:], parts[0])
     seen = _real(real, n, extractor, cache, digest)
-    generated = _generated(pipeline, asked, seed, extractor, work, about, progress, settings)
     reconstructed, tokenizer = _reconstructed(pipeline, real, n, extractor, seed)
-    own = extractor.read(captions[n:])
+    texts = extractor.read(captions[n:])
     scores = {
         "generated": score(seen[:n], generated, extractor.read(asked), seed),
-        "reconstructed": score(seen[:n], reconstructed, own, seed),
-        "real": score(seen[:n], seen[n:], own, seed),
+        "reconstructed": score(seen[:n], reconstructed, texts, seed),
+        "real": score(seen[:n], seen[n:], texts, seed),
     }
-    if work is not None:
-        work.unlink(missing_ok=True)
+    for file in works:
+        file.unlink(missing_ok=True)
     return {**about, "real pictures": digest, "scores": scores, "tokenizer": tokenizer}
 
 
@@ -257,8 +269,8 @@ def _contents(real: PictureData, count: int) -> tuple[str, list[str]]:
     return digest.hexdigest(), captions
 
 
-def _chunks(count: int, start: int = 0) -> list[range]:
-    return [range(first, min(first + EVERY, count)) for first in range(start, count, EVERY)]
+def _chunks(stop: int, start: int = 0) -> list[range]:
+    return [range(first, min(first + EVERY, stop)) for first in range(start, stop, EVERY)]
 
 
 def _real(real: PictureData, n: int, extractor: Extractor, cache: Path | None, digest: str) -> Seen:
@@ -278,6 +290,7 @@ def _real(real: PictureData, n: int, extractor: Extractor, cache: Path | None, d
 def _generated(
     pipeline: Paella,
     asked: Sequence[str],
+    own: range,
     seed: int,
     extractor: Extractor,
     work: Path | None,
@@ -285,18 +298,18 @@ def _generated(
     progress: Callable[[int, int], None],
     settings: dict[str, Any],
 ) -> Seen:
-    """What the extractor sees of the generated pictures, of which some may be in the work file."""
+    """What the extractor sees of this process's own generated pictures, of which some may be in the work file."""
     seen = None if work is None else _begun(work, about)
     done = 0 if seen is None else len(seen)
     if done:
-        warnings.warn(f"output: going on with {done} of {len(asked)} pictures, which {work} kept", stacklevel=3)
+        warnings.warn(f"output: going on with {done} of {len(own)} pictures, which {work} kept", stacklevel=3)
 
     def on_step(step: int, steps: int, tokens: Tensor) -> None:
         nonlocal done
         done += len(tokens) if step == steps else 0
-        progress(done, len(asked))
+        progress(done, len(own))
 
-    for chunk in _chunks(len(asked), done):
+    for chunk in _chunks(own.stop, own.start + done):
         prompts, seeds = [asked[i] for i in chunk], [seed + i for i in chunk]
         part = look(extractor, pipeline.generate(prompts, seed=seeds, on_step=on_step, **settings))
         seen = part if seen is None else seen + part
