@@ -153,6 +153,10 @@ def test_a_folder_and_a_clip_of_its_own(paella: Run, tiny_model: Path, pictures:
     assert json.loads((tmp_path / "out" / "it.json").read_text())["features"]["name"].startswith(
         "CLIP image encoder of"
     )
+    (tmp_path / "broken.png").write_text("")
+    (tmp_path / "broken.txt").write_text("a broken picture")
+    assert "--data: 1 skipped, the first broken.png: broken picture" in paella(*ask, "-n", N + 1).err
+    (tmp_path / "broken.png").unlink()
     result = paella(*ask, "-n", N + 1)
     assert (result.code, result.err) == (
         2,

@@ -103,6 +103,9 @@ def folder_pictures(path: Path, n: int, size: int, seed: int = 0) -> PictureData
         folder = Folder(path, size)
     except ValueError as error:
         raise ValueError(f"data: {error}") from error
+    if folder.skipped:
+        first = ": ".join(folder.skipped[0])
+        warnings.warn(f"data: {len(folder.skipped)} skipped, the first {first}", stacklevel=2)
     if len(folder) < 2 * n:
         raise ValueError(
             f"n: {n} pictures are compared with {n} others, and {path} has {len(folder)} that can be used;"
