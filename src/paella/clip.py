@@ -52,6 +52,19 @@ class Whitening:
         return (embeddings - mean) @ matrix
 
 
+def fitted(pixels: Tensor, size: int) -> Tensor:
+    """Pictures (B,3,H,W) in [0, 1] -> (B,3,size,size): the shorter side resized (bicubic, antialiased), the middle cut
+    out; those of that size stay as they are."""
+    height, width = pixels.shape[-2:]
+    if (height, width) == (size, size):
+        return pixels
+    scale = size / min(height, width)
+    target = (max(size, round(height * scale)), max(size, round(width * scale)))
+    pixels = F.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0, 1)
+    top, left = (target[0] - size) // 2, (target[1] - size) // 2
+    return pixels[..., top : top + size, left : left + size]
+
+
 class Clip:
     """Texts and pictures -> embeddings of one space.
 
@@ -110,28 +123,22 @@ class Clip:
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts -> embeddings (B,d). A text's embedding does not depend on the others."""
         pooled = self.model.text_model(input_ids=self.tokenize(texts).to(self.model.device)).pooler_output
-        return self._whitened(self.model.text_projection(pooled))
+        return self.whitened(self.model.text_projection(pooled))
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> embeddings (B,d), resized and centre-cropped to what the encoder takes."""
         pooled = self.model.vision_model(pixel_values=self.prepare(pixels)).pooler_output
-        return self._whitened(self.model.visual_projection(pooled))
+        return self.whitened(self.model.visual_projection(pooled))
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> what the image encoder takes (B,3,S,S)."""
-        size = self.model.config.vision_config.image_size
-        height, width = pixels.shape[-2:]
-        if (height, width) != (size, size):
-            scale = size / min(height, width)
-            target = (max(size, round(height * scale)), max(size, round(width * scale)))
-            pixels = F.interpolate(pixels, size=target, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = (target[0] - size) // 2, (target[1] - size) // 2
-            pixels = pixels[..., top : top + size, left : left + size]
+        pixels = fitted(pixels, self.model.config.vision_config.image_size)
         mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).to(self.model.dtype)
 
-    def _whitened(self, embeddings: Tensor) -> Tensor:
+    def whitened(self, embeddings: Tensor) -> Tensor:
+        """Embeddings (B,d) as the encoders give them -> as predictors take them (B,d)."""
         return embeddings if self.whitening is None else self.whitening(F.normalize(embeddings, dim=-1))
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -14,8 +14,19 @@ from paella.cli.draw import load_pipeline
 from paella.cli.errors import Command
 from paella.cli.files import check_writable, write_picture, write_text
 from paella.cli.info import machine
-from paella.cli.options import Guidance, Jitter, Model, Seed, Snap, Steps, Temperature, TypicalMass, sampler_options
-from paella.cli.progress import drawing
+from paella.cli.options import (
+    Guidance,
+    Jitter,
+    Model,
+    Seed,
+    Snap,
+    Steps,
+    Temperature,
+    TypicalMass,
+    read_prompts,
+    sampler_options,
+)
+from paella.cli.progress import counting, drawing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,6 +142,84 @@ def labels(
 
     for name, rate in evaluate_labels(load_pipeline(model), number, seed, snap=snap).items():
         typer.echo(f"{100 * rate['rate']:5.1f} % ({100 * rate['low']:.1f}–{100 * rate['high']:.1f})  {name}")
+
+
+@app.command(cls=Command)
+def quality(
+    ctx: typer.Context,
+    data: Annotated[
+        str, typer.Option(help="scenes = held-out emoji scenes, or a folder of pictures with captions.", metavar="DATA")
+    ] = "scenes",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Ask for the lines of this file in place of the data's captions.", metavar="FILE"),
+    ] = None,
+    number: Annotated[
+        int, typer.Option("--number", "-n", help="Pictures to generate; twice as many real ones are needed.", min=10)
+    ] = 500,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="The network that compares pictures: clip = the model's own CLIP, inception = the standard FID "
+            "protocol (needs torch-fidelity), or the folder of a CLIP or DINOv2 model.",
+            metavar="FEATURES",
+        ),
+    ] = "clip",
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    jitter: Jitter = 12,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The report, a .json file.")] = Path("quality.json"),
+    model: Model = None,
+) -> None:
+    """Compares what the model draws with real pictures: Fréchet and kernel distance, precision, recall, CLIP score.
+
+    The report is printed, and written as .json and .md. Beside it lie, for the next time, the features of the real
+    pictures and, while it is at work, those of the generated ones: the same command goes on where it was interrupted.
+    """
+    if output.suffix.lower() != ".json":
+        raise ValueError(f"output: must end in .json, not {output}")
+    check_writable(output)
+    asked = None if prompts is None else read_prompts(prompts, "prompts")
+    import torchmetrics  # noqa: F401  where it is missing, that shows now and not when the pictures are drawn
+
+    from paella.evaluate.features import open_extractor
+    from paella.evaluate.processes import place
+    from paella.evaluate.quality import HeldOutScenes, evaluate_quality, folder_pictures, format_quality
+
+    place()  # first, as it says which GPU this process is to use
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
+    size, names = pipeline.size, pipeline.objects or None
+    real = (
+        HeldOutScenes(size, seed, names=names, snap=snap, jitter=jitter)
+        if data == "scenes"
+        else folder_pictures(Path(data), number, size, seed)
+    )
+    extractor = open_extractor(features, pipeline)
+    work = output.with_suffix(".work.safetensors")
+    started = time.perf_counter()
+    with counting("drawing") as progress:
+        report = evaluate_quality(
+            pipeline,
+            real,
+            number,
+            seed,
+            extractor=extractor,
+            prompts=asked,
+            work=work,
+            cache=output.parent,
+            progress=progress,
+        )
+    if report is None:  # another process has it
+        return
+    report = _circumstances(ctx, pipeline, started) | {"data": data, "snap": snap, "jitter": jitter} | report
+    markdown = format_quality(report)
+    _write_report(output, report, markdown)
+    typer.echo(markdown)
+    typer.echo(f"{output} and {output.with_suffix('.md').name}, in {report['total seconds']:.0f} s")
 
 
 def _load(model: str | None, settings: dict[str, int | float]) -> Paella:

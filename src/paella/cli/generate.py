@@ -26,6 +26,7 @@ from paella.cli.options import (
     TypicalMass,
     is_picture_file,
     parse_size,
+    read_prompts,
     sampler_options,
 )
 
@@ -119,26 +120,12 @@ def _prompts(prompts: list[str], file: Path | None, default: str | None) -> list
             raise ValueError("prompt: missing; give one or more, or --file, or lines on standard input")
         file = Path("-")
     if file is not None:
-        prompts = _lines(file)
+        prompts = read_prompts(file, "file")
     elif not prompts and default is not None:
         prompts = [default]
     if not all(text.strip() for text in prompts):
         raise ValueError("prompt: must not be empty")
     return prompts
-
-
-def _lines(file: Path) -> list[str]:
-    name = "standard input" if str(file) == "-" else str(file)
-    try:
-        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise ValueError(f"file: cannot read {name}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"file: {name} is not UTF-8 text") from error
-    if not lines:
-        raise ValueError(f"prompt: must not be empty; there is none in {name}")
-    return lines
 
 
 def _read_original(like: Path) -> Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,25 @@ def parse_size(text: str) -> int | tuple[int, int]:
         raise ValueError(f"size: must be like 64, or 64x128 for height x width, not {text!r}")
     height, width = match.groups()
     return int(height) if width is None else (int(height), int(width))
+
+
+def read_prompts(file: Path, option: str) -> list[str]:
+    """The lines of a file that are not empty; "-" is standard input. `option` is what names the file, for errors.
+
+    Raises:
+        ValueError: it cannot be read as UTF-8, or holds none.
+    """
+    name = "standard input" if str(file) == "-" else str(file)
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+    except OSError as error:
+        raise ValueError(f"{option}: cannot read {name}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option}: {name} is not UTF-8 text") from error
+    if not lines:
+        raise ValueError(f"{option}: there is no prompt in {name}")
+    return lines
 
 
 def is_picture_file(output: Path, animations: Sequence[str] = ()) -> bool:
