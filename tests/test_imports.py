@@ -33,9 +33,10 @@ ALLOWED = {
     "hub": {"card"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
+    "trajectory": {"canvas", "images", "logits", "sampler"},
     "engine": {
         *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "method", "official", "speedups"),
+        *("checkpoint", "hub", "labels", "method", "official", "speedups", "trajectory"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }
