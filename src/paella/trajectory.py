@@ -1,6 +1,6 @@
 """How a picture came about: what each step left, how sure the predictor was, and how much still changed.
 
-Tokens that collapse to one colour show here first: the entropy falls to nothing while the picture is still noise.
+They are there to see a known failure by: tokens that collapse to one colour.
 """
 
 from __future__ import annotations
