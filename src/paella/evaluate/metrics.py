@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 NOISE_LEVELS = 4  # ranges of t that a predictor's figures are told apart by
+
+Estimate = dict[str, float]  # value; low, high: its 95 % interval
+
+
+def bootstrap(values: Sequence[float] | Tensor, resamples: int = 2000) -> Estimate:
+    """The mean of values (n,) with its 95 % percentile bootstrap interval (Efron 1979): the same at each call."""
+    sample = np.asarray(values, dtype=np.float64)
+    drawn = np.random.default_rng(len(sample)).integers(len(sample), size=(resamples, len(sample)))
+    low, high = np.quantile(sample[drawn].mean(1), (0.025, 0.975))
+    return {"value": sample.mean().item(), "low": low.item(), "high": high.item()}
 
 
 def mean_where(values: Tensor, counted: Tensor) -> Tensor:
