@@ -10,7 +10,7 @@ import typer
 from paella.cli.errors import Command, warn
 from paella.cli.files import check_writable, write_picture
 from paella.cli.options import Jitter, Overrides, Seed, Snap
-from paella.cli.progress import encoding
+from paella.cli.progress import counting
 
 app = typer.Typer(name="dataset", help="Look at training data, or encode it.", rich_markup_mode="markdown")
 
@@ -83,7 +83,7 @@ def encode(
     settings = load_recipe(PredictorRecipe, recipe, overrides or [])
     check_writable(output, folder=True)
     try:
-        with encoding() as progress:
+        with counting("encoding") as progress:
             pictures = encoder.encode(settings, output, number, progress)
     except KeyboardInterrupt:
         warn(f"interrupted; the same command goes on from what {output} holds")

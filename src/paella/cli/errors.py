@@ -11,8 +11,10 @@ import typer
 from typer.core import TyperCommand
 
 LONGEST_LINE = 1000  # characters; a damaged model can have thousands of wrong keys
-# what the extra "train" brings
-TRAINING_PACKAGES = frozenset({"accelerate", "omegaconf", "tensorboard", "vector_quantize_pytorch", "yaml"})
+# packages that not everybody has -> the extra that brings them
+EXTRAS = dict.fromkeys(("accelerate", "omegaconf", "tensorboard", "vector_quantize_pytorch", "yaml"), "train") | {
+    "matplotlib": "bench"
+}
 
 
 class Failure(Exception):
@@ -48,8 +50,8 @@ class Command(TyperCommand):
 
     def _failure(self, error: Exception) -> Failure:
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
-        if package in TRAINING_PACKAGES:
-            return Failure(f'this needs the package {package}: pip install -e ".[train]" in the repository', 1)
+        if extra := EXTRAS.get(package):
+            return Failure(f'this needs the package {package}: pip install -e ".[{extra}]" in the repository', 1)
         if isinstance(error, ValueError):
             return Failure(self._with_option(str(error)), 2)
         if isinstance(error, OSError):

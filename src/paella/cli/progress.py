@@ -20,10 +20,10 @@ def drawing(pictures: int, title: str = "drawing") -> Iterator[Callable[[int, in
 
 
 @contextmanager
-def encoding() -> Iterator[Callable[[int, int], None]]:
-    """Shows how far the encoding of a data set is; yields what `paella.train.encode.encode` takes as its `progress`."""
+def counting(title: str) -> Iterator[Callable[[float, int], None]]:
+    """Shows how far some work is; yields a function to call as `progress(done, total)`."""
     with _bar() as bar:
-        task = bar.add_task("encoding", total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
