@@ -18,6 +18,7 @@ ALLOWED = {
     "noise": set(),
     "logits": set(),
     "images": set(),
+    "fingerprint": set(),
     "clip": set(),
     "labels": set(),
     "blocks": {"noise"},
@@ -35,9 +36,10 @@ ALLOWED = {
     "hub": {"card"},
     "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
+    "trajectory": {"canvas", "images", "logits", "sampler"},
     "engine": {
         *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups"),
+        *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from paella.data.scenes import any_held_out, held_out, objects
 from paella.evaluate import quality
-from paella.evaluate.features import clip_weights, open_extractor, weights_hash
+from paella.evaluate.features import clip_weights, open_extractor
 from paella.evaluate.metrics import estimate
 from paella.evaluate.quality import HeldOutScenes, Seen, evaluate_quality, score
+from paella.fingerprint import fingerprint
 from paella.pipeline import Paella
 
 N = 10
@@ -63,7 +64,7 @@ def test_the_command(paella: Run, tiny_model: Path, tiny: Paella, tmp_path: Path
     assert (found["n"], found["sampler"]["steps"], found["data"]) == (N, 1, "scenes")
     assert found["model"]["name"] == "tiny" and len(found["model"]["sha256"]) == 64
     assert found["features"]["name"] == "CLIP image encoder of the model tiny, whitened"
-    assert found["features"]["sha256"] == weights_hash(clip_weights(tiny.clip))  # type: ignore[arg-type]
+    assert found["features"]["sha256"] == fingerprint(clip_weights(tiny.clip))  # type: ignore[arg-type]
     for scores in found["scores"].values():
         assert set(scores) == set(quality.ROWS)
         assert all(one["low"] <= one["value"] <= one["high"] for one in scores.values())
@@ -181,7 +182,7 @@ def test_dinov2_features_are_the_class_token(tiny: Paella, tmp_path: Path) -> No
     with torch.inference_mode():
         expected = model(pixel.view(1, 3, 1, 1).expand(1, 3, 28, 28)).last_hidden_state[:, 0]
     assert torch.allclose(features, expected, atol=1e-6) and images.norm() == pytest.approx(1)
-    assert extractor.record["sha256"] == weights_hash(model.state_dict())
+    assert extractor.record["sha256"] == fingerprint(model.state_dict())
 
 
 def test_inception_is_given_the_pixels_as_bytes(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +206,8 @@ def test_a_hash_knows_every_value_and_name() -> None:
     weights = {"a": torch.arange(4.0), "b": torch.tensor(1)}
     changed = {"a": torch.arange(4.0) + 1e-6, "b": torch.tensor(1)}
     renamed = {"a": torch.arange(4.0), "c": torch.tensor(1)}
-    hashes = {weights_hash(one) for one in (weights, changed, renamed, {"a": weights["a"].half(), "b": weights["b"]})}
-    assert len(hashes) == 4 and weights_hash(dict(reversed(weights.items()))) in hashes
+    hashes = {fingerprint(one) for one in (weights, changed, renamed, {"a": weights["a"].half(), "b": weights["b"]})}
+    assert len(hashes) == 4 and fingerprint(dict(reversed(weights.items()))) in hashes
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from paella.labels import Labels
 from paella.method import method_of
 from paella.sampler import SamplerSettings, guided
 from paella.speedups import compile_steps, quantize_int8
+from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
 
 OnStep = Callable[[int, int, Tensor], bool | None]
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None
     seed: int | Sequence[int]
     on_step: OnStep | None
+    trajectory: bool
 
 
 class Cancelled(Exception):
@@ -246,11 +248,13 @@ class Engine:
             alike["negative_prompt"] = negative
         pictures: list[Image.Image] = []
         try:
-            for pixels in self._sample(canvas(noise), settings, generators, null, options.get("on_step")):
-                for picture in map(finish, to_pictures(pixels)):
-                    own = {"prompt": prompts[len(pictures)], "seed": str(seeds[len(pictures)])}
-                    picture.info.update(own | alike)
-                    pictures.append(picture)
+            for drawn, steps in self._sample(canvas(noise), settings, generators, null, options):
+                picture = finish(drawn)
+                own = {"prompt": prompts[len(pictures)], "seed": str(seeds[len(pictures)])}
+                picture.info.update(own | alike)
+                if options.get("trajectory"):
+                    picture.info["trajectory"] = [replace(step, picture=finish(step.picture)) for step in steps]
+                pictures.append(picture)
         except Cancelled as cancelled:
             cancelled.pictures = pictures
             raise
@@ -314,9 +318,9 @@ class Engine:
         settings: SamplerSettings,
         generators: Sequence[torch.Generator],
         null: Tensor,
-        on_step: OnStep | None,
-    ) -> Iterator[Tensor]:
-        """Runs the loop and decodes: yields pixels (·,3,H,W) in [0, 1], some pictures at a time.
+        options: Options,
+    ) -> Iterator[tuple[Image.Image, list[Step]]]:
+        """Runs the loop and decodes: yields each picture with its steps, which are none without `trajectory`.
 
         On the CPU pictures are made one at a time: a matrix product may round differently in a larger batch, and a
         picture must not depend on its batch. Little is lost, as one picture keeps all cores busy. On a GPU there are
@@ -328,16 +332,22 @@ class Engine:
             count, height, width = canvas.tokens.shape
             run = memory.Run(height, width, count, settings.guidance != 1, regions=int(is_map))
             chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most=16)
-        method = method_of(self.predictor)
+        method, on_step = method_of(self.predictor), options.get("on_step")
         for first in range(0, len(generators), chunk):
             part = slice(first, first + chunk)
             own = Canvas(canvas.tokens[part], canvas.frozen[part], canvas.condition[part], canvas.start)
             denoise = guided(self.predictor.conditioned, own.condition, null, settings.guidance)
+            recorder = Recorder(own) if options.get("trajectory") else None
+            if recorder is not None:
+                denoise = recorder.watched(denoise)
             tokens = own.tokens
             for step, tokens in enumerate(method.sample(denoise, own, settings, generators[part]), 1):
+                if recorder is not None:
+                    recorder.add(tokens)
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
-            yield self._decode(tokens)
+            steps = recorder.trajectories(self._decode) if recorder is not None else [[] for _ in tokens]
+            yield from zip(to_pictures(self._decode(tokens)), steps, strict=True)
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:

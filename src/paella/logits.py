@@ -1,4 +1,4 @@
-"""Pure functions on logits: guidance, the locally typical filter, and the draw."""
+"""Pure functions on logits: guidance, entropy, the locally typical filter, and the draw."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from torch import Tensor
 def guide(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance: l_∅ + w·(l_c - l_∅). A weight of 1 changes nothing."""
     return unconditional + weight * (conditional - unconditional)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Of each position's distribution, in nats, 0 ... ln N: logits (B,N,h,w) of any float dtype -> (B,h,w) float32."""
+    return torch.special.entr(logits.float().softmax(1)).sum(1)
 
 
 def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:

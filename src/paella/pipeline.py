@@ -52,6 +52,7 @@ class Paella(Engine):
         negative_prompt: str | None = None,
         seed: int | Sequence[int] = 0,
         on_step: OnStep | None = None,
+        trajectory: bool = False,
     ) -> list[Image.Image]:
         """Text to image.
 
@@ -64,6 +65,8 @@ class Paella(Engine):
             seed: in {0 … 2^63 - 1}; picture i has seed `seed + i`. Or a list with the seed of each picture.
             on_step: called as `on_step(step, steps, tokens)` after each step of each picture; returning False raises
                 Cancelled. It has the pictures that are finished, as has Interrupted, which Ctrl-C raises.
+            trajectory: whether each picture brings what its steps left, as `info["trajectory"]`: a list of
+                `paella.trajectory.Step`. The pictures are the same.
 
         Returns:
             RGB pictures with prompt, seed, settings and model in `info`.
@@ -82,10 +85,11 @@ class Paella(Engine):
             "negative_prompt": negative_prompt,
             "seed": seed,
             "on_step": on_step,
+            "trajectory": trajectory,
         }
         grid = self._grid(size, len(prompts), options)
-        condition = self._embed(prompts)[:, :, None, None]
-        return self._draw("generate", prompts, grid, partial(edits.text_to_image, condition=condition), options)
+        canvas = partial(edits.text_to_image, condition=self._embed(prompts)[:, :, None, None])
+        return self._draw("generate", prompts, grid, canvas, options)
 
     def inpaint(
         self,
@@ -228,9 +232,9 @@ class Paella(Engine):
         embedding = self._embed_picture(open_picture(image))
         if prompt is not None:
             embedding = edits.slerp(embedding, self._embed([prompt])[0], strength)
-        condition = embedding[None, :, None, None].expand(n, -1, 1, 1)
+        canvas = partial(edits.text_to_image, condition=embedding[None, :, None, None].expand(n, -1, 1, 1))
         record = {} if prompt is None else {"strength": str(strength)}
-        return self._draw("vary", prompts, grid, partial(edits.text_to_image, condition=condition), options, record)
+        return self._draw("vary", prompts, grid, canvas, options, record)
 
     def interpolate(
         self,
@@ -261,15 +265,11 @@ class Paella(Engine):
         )
         shares = torch.linspace(0, 1, frames).tolist()
         condition = torch.stack([edits.slerp(first, last, share) for share in shares])[:, :, None, None]
+        canvas = partial(edits.text_to_image, condition=condition)
         names = [text if isinstance(text, str) else "a picture" for text in (start, end)]
-        return self._draw(
-            "interpolate",
-            [" → ".join(names)] * frames,
-            grid,
-            partial(edits.text_to_image, condition=condition),
-            options,
-            seeds=[self._seeds(options.get("seed", 0), 1)[0]] * frames,
-        )
+        prompts = [" → ".join(names)] * frames
+        seeds = self._seeds(options.get("seed", 0), 1) * frames
+        return self._draw("interpolate", prompts, grid, canvas, options, seeds=seeds)
 
     def restyle(
         self,
@@ -353,9 +353,8 @@ class Paella(Engine):
         areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]
         condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
         prompts = per_picture(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
-        return self._draw(
-            "compose", prompts, (height, width), partial(edits.text_to_image, condition=condition), options
-        )
+        canvas = partial(edits.text_to_image, condition=condition)
+        return self._draw("compose", prompts, (height, width), canvas, options)
 
     def _repaint(
         self,

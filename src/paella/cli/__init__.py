@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from paella import __version__
-from paella.cli import dataset, edits, evaluate, generate, import_checkpoint, info, push, train
+from paella.cli import dataset, edits, evaluate, experiment, generate, import_checkpoint, info, push, train
 from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 abilities = (edits.inpaint, edits.outpaint, edits.vary, edits.interpolate, edits.restyle, edits.compose)
-parts = (info.info, train.train, import_checkpoint.import_checkpoint, push.push)
+parts = (info.info, train.train, experiment.experiment, import_checkpoint.import_checkpoint, push.push)
 for command in (generate.generate, *abilities, *parts):
     app.command(cls=Command)(command)
 app.add_typer(dataset.app)

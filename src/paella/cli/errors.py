@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 LONGEST_LINE = 1000  # characters; a damaged model can have thousands of wrong keys
 # the extra that brings a package
 EXTRAS = dict.fromkeys(("accelerate", "omegaconf", "tensorboard", "vector_quantize_pytorch", "yaml"), "train")
-EXTRAS["torchmetrics"] = "evaluate"
+EXTRAS |= {"torchmetrics": "evaluate", "matplotlib": "bench"}
 
 
 class Failure(Exception):

@@ -12,7 +12,7 @@ import typer
 
 from paella.cli.draw import draw, load_pipeline
 from paella.cli.errors import warn
-from paella.cli.files import check_writable, write_pictures
+from paella.cli.files import check_writable, unused, write_picture, write_pictures
 from paella.cli.options import (
     FirstSeed,
     Guidance,
@@ -63,6 +63,14 @@ def generate(
             help="Repeat this picture: prompt, seed, size and settings of its metadata, but for what is given here."
         ),
     ] = None,
+    trajectory: Annotated[
+        bool,
+        typer.Option(
+            "--trajectory",
+            help="Write a film strip of the steps too: trajectory.png in the folder, or fox-trajectory.png beside "
+            "fox.png. Its metadata hold the figures as JSON.",
+        ),
+    ] = False,
 ) -> None:
     """Makes pictures from prompts.
 
@@ -93,20 +101,33 @@ def generate(
             negative_prompt=negative_prompt,
             seed=seed or 0,
             on_step=on_step,
+            trajectory=trajectory,
             **sampler_options(steps, guidance, typical_mass, temperature),  # type: ignore[arg-type]
         )
 
     count = len(prompts) * max(number, 1)
 
     def write(pictures: list[Image]) -> Path:
+        if trajectory:
+            _write_film_strip(pictures, output)
         return write_pictures(pictures, output, seeds_in_captions=number > 1)
 
     pictures = draw(load, work, write, count, prompts)
-    if original is not None and pictures[0].info == _info(original):
+    if original is not None and _info(pictures[0]) == _info(original):
         if pictures[0].tobytes() == original.convert("RGB").tobytes():
             typer.echo(f"the same as {like}, bit for bit")
         else:
             warn(f"{like} has other pixels: another machine, dtype, version or weights made it")
+
+
+def _write_film_strip(pictures: list[Image], output: Path) -> None:
+    """Writes the steps of the pictures beside them, and says where."""
+    from paella.trajectory import film_strip
+
+    single = is_picture_file(output)
+    path = output.with_stem(f"{output.stem}-trajectory") if single else unused(output / "trajectory.png")
+    write_picture(film_strip(pictures), path)
+    typer.echo(f"{path}: each step, with t, the mean entropy of the tokens (nats) and the share of them that changed")
 
 
 def _prompts(prompts: list[str], file: Path | None, default: str | None) -> list[str]:

@@ -20,8 +20,8 @@ def drawing(pictures: int, title: str = "drawing") -> Iterator[Callable[[int, in
 
 
 @contextmanager
-def counting(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows how many pictures of how many are done; yields the function that is told: `progress(done, total)`."""
+def counting(title: str) -> Iterator[Callable[[float, int], None]]:
+    """Shows how far some work is; yields a function to call as `progress(done, total)`."""
     with _bar() as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -6,9 +6,8 @@ of their tokens and embeddings, with the captions in the metadata.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from paella.checkpoint import CheckpointError, read_json, read_tensors, write_tensors
 from paella.clip import Clip
+from paella.fingerprint import fingerprint
 from paella.vqgan import VQGAN
 
 if TYPE_CHECKING:
@@ -139,23 +139,13 @@ def write_shard(
     write_tensors(tensors, path, metadata={"captions": json.dumps(list(chain.from_iterable(captions)))})
 
 
-def fingerprint(tensors: Mapping[str, Tensor], about: str = "") -> str:
-    """SHA-256 of names, dtypes, shapes and values, and of a text about them."""
-    digest = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def fingerprints(vqgan: VQGAN, clip: Clip) -> dict[str, str]:
     """By part, of all that decides tokens and embeddings."""
     tensors = dict(clip.model.state_dict())
     if clip.whitening is not None:
         tensors |= asdict(clip.whitening)
     about = f"{clip.tokenizer.backend_tokenizer.to_str()} {clip.mean} {clip.std}"
-    return {"vqgan": fingerprint(vqgan.tokenizing_weights()), "clip": fingerprint(tensors, about)}
+    return {"vqgan": fingerprint(vqgan.tokenizing_weights()), "clip": fingerprint(tensors, about=about)}
 
 
 def described(config: DataConfig) -> dict[str, Any]:

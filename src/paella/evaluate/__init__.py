@@ -1,1 +1,1 @@
-"""Judges of what the models make: metrics, and one file per experiment."""
+"""Judges of what the models make: metrics, and one file for each thing that is judged."""

@@ -6,7 +6,6 @@ without this record is worth little.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import Tensor
 from paella.checkpoint import CheckpointError, about_argument, read_json
 from paella.clip import Clip, fitted
 from paella.evaluate.parts import clip_of
+from paella.fingerprint import fingerprint
 from paella.images import to_tensor
 
 if TYPE_CHECKING:
@@ -70,18 +70,8 @@ class Extractor:
     @cached_property
     def record(self) -> dict[str, str]:
         """What every result says of the two networks."""
-        hashes = {"sha256": weights_hash(self.weights), "clip sha256": weights_hash(self.clip.model.state_dict())}
+        hashes = {"sha256": fingerprint(self.weights), "clip sha256": fingerprint(self.clip.model.state_dict())}
         return {"name": self.name, "resize": self.resize, **hashes}
-
-
-def weights_hash(*weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of networks' parameters and buffers: names, shapes, dtypes and values."""
-    digest = hashlib.sha256()
-    for own in weights:
-        for name, value in sorted(own.items()):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def clip_weights(clip: Clip) -> dict[str, Tensor]:

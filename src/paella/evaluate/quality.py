@@ -26,7 +26,7 @@ from paella.checkpoint import CheckpointError, about_argument, read_tensors, wri
 from paella.data import PictureData
 from paella.data.folder import Folder
 from paella.data.scenes import BACKGROUND_JITTER, LAYOUTS, any_held_out, caption, draw_scene, held_out, objects, render
-from paella.evaluate.features import Extractor, clip_weights, weights_hash
+from paella.evaluate.features import Extractor, clip_weights
 from paella.evaluate.metrics import (
     Estimate,
     clip_chance,
@@ -42,6 +42,7 @@ from paella.evaluate.metrics import (
 )
 from paella.evaluate.parts import clip_of
 from paella.evaluate.processes import gathered, place
+from paella.fingerprint import fingerprint
 from paella.images import to_pictures, to_tensor
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def evaluate_quality(
         "seed": seed,
         "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest(),
         "sampler": asdict(pipeline.settings) | settings,
-        "model": {"name": pipeline.name, "sha256": weights_hash(*weights)},
+        "model": {"name": pipeline.name, "sha256": fingerprint(*weights)},
         "dtype": str(pipeline.dtype),
         "features": extractor.record,
     }

@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 
 from paella.checkpoint import load_clip, load_vqgan, read_json, write_json
 from paella.data import collate, length, open_data, own_process_group
-from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprint, fingerprints, shard_file, write_shard
+from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprints, shard_file, write_shard
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes
 from paella.engine import resolve_device
+from paella.fingerprint import fingerprint
 from paella.train.clip import warn_of_cut_captions
 from paella.train.predictor import PredictorRecipe
 
@@ -102,7 +103,7 @@ def _claim(folder: Path, recipe: PredictorRecipe, data: Folder | Scenes, manifes
     manifest |= {"data": described(recipe.data)}
     if isinstance(data, Folder):
         files = [file.relative_to(data.path).as_posix() for file in data.files]
-        manifest |= {"objects": [], "content": fingerprint({}, f"{files} {data.captions}")}
+        manifest |= {"objects": [], "content": fingerprint(about=f"{files} {data.captions}")}
     else:
         manifest |= {"objects": data.names, "seed": recipe.seed}
     path = folder / MANIFEST

@@ -1,0 +1,69 @@
+"""What an experiment is, and how one is run: setting by setting, so that nothing need be measured twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from paella.evaluate.metrics import Estimate
+from paella.pipeline import Paella
+
+Figures = dict[str, Estimate]  # what was measured in one setting, by the name of its column
+Rows = dict[str, dict[str, Figures]]  # what is varied -> the setting's name -> its figures
+Tick = Callable[[float], None]  # is told how much of a setting is done, in [0, 1]
+Measure = Callable[[Paella, Any, int, int, Tick], Figures]  # pipeline, setting, number, seed
+
+REFERENCE = "reference"  # the key of the row that is not a setting
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A claim of the paper's, or a question, as a table to fill.
+
+    Attributes:
+        title: the headline of its page.
+        groups: what is varied -> the name of each setting -> the setting, as `measure` takes it. Each group is a table
+            of its own. Names that are numbers are places on an axis.
+        measure: from a pipeline and a setting to figures.
+        number: how much is measured in each setting, where nobody says otherwise.
+        counted: what that is the number of.
+        judged: the columns that settings are compared by; more is better.
+        reference: measures, with number and seed, what the settings are to be compared with, and `reference_name` is
+            its name; None = nothing.
+    """
+
+    title: str
+    groups: Mapping[str, Mapping[str, Any]]
+    measure: Measure
+    number: int
+    counted: str
+    judged: tuple[str, ...] = ()
+    reference: Callable[[Paella, int, int], Figures] | None = None
+    reference_name: str = "real pictures"
+
+    def run(
+        self, pipeline: Paella, number: int, seed: int, known: Rows, progress: Callable[[float, int], None]
+    ) -> Iterator[Rows]:
+        """Measures what `known` has not, and yields all rows after each.
+
+        Args:
+            progress: called as `progress(done, total)`, in settings.
+        """
+        rows = {variable: dict(figures) for variable, figures in known.items()}
+        open_ones = [
+            (variable, name, setting)
+            for variable, settings in self.groups.items()
+            for name, setting in settings.items()
+            if name not in rows.get(variable, {})
+        ]
+        if self.reference is not None and REFERENCE not in rows:
+            rows[REFERENCE] = {self.reference_name: self.reference(pipeline, number, seed)}
+            yield rows
+        for done, (variable, name, setting) in enumerate(open_ones):
+
+            def tick(share: float, done: int = done) -> None:
+                progress(done + share, len(open_ones))
+
+            rows.setdefault(variable, {})[name] = self.measure(pipeline, setting, number, seed, tick)
+            yield rows

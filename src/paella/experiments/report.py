@@ -1,0 +1,84 @@
+"""An experiment's rows as Markdown tables and as a plot. Needs matplotlib: the extra `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from paella.evaluate.metrics import Estimate
+from paella.experiments.experiment import REFERENCE, Experiment, Figures, Rows
+
+
+def tables(experiment: Experiment, rows: Rows) -> str:
+    """A Markdown table for each group, the best of each judged column in bold, and in words what it beats."""
+    return "\n".join(_table(experiment, variable, rows) for variable in experiment.groups)
+
+
+def _table(experiment: Experiment, variable: str, rows: Rows) -> str:
+    found = {name: rows[variable][name] for name in experiment.groups[variable]}
+    columns = list(next(iter(found.values())))
+    best = {column: max(found, key=lambda name: found[name][column]["value"]) for column in experiment.judged}
+    lines = [f"| {variable} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, figures in (found | rows.get(REFERENCE, {})).items():
+        cells = [_cell(figures.get(column), bold=best.get(column) == name) for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines.append("")
+    for column, name in best.items():
+        alike = [other for other in found if other != name and _meet(found[other][column], found[name][column])]
+        meets = f"its interval meets those of {', '.join(alike)}" if alike else "no other interval meets its own"
+        lines.append(f"- Best by *{column.removesuffix(', %')}*: {name}; {meets}.")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(estimate: Estimate | None, bold: bool) -> str:
+    if estimate is None:
+        return ""
+    value, low, high = (f"{round(estimate[key], 6):.3g}" for key in ("value", "low", "high"))  # 1e-15 is 0
+    return f"**{value}** ({low}–{high})" if bold else f"{value} ({low}–{high})"
+
+
+def _meet(one: Estimate, other: Estimate) -> bool:
+    return one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def plot(experiment: Experiment, rows: Rows) -> Figure:
+    """A row of panels for each group, a panel for each column; a dashed line is the reference."""
+    columns = list(next(iter(rows[next(iter(experiment.groups))].values())))
+    height, width = len(experiment.groups), len(columns)
+    figure = Figure(figsize=(1 + 3 * width, 1 + 2.6 * height), layout="constrained")
+    panels = figure.subplots(height, width, squeeze=False)
+    for line, (variable, settings) in zip(panels, experiment.groups.items(), strict=True):
+        for axes, column in zip(line, columns, strict=True):
+            _panel(axes, variable, column, {name: rows[variable][name] for name in settings})
+            for name, figures in rows.get(REFERENCE, {}).items():
+                if column in figures:
+                    axes.axhline(figures[column]["value"], color="gray", linestyle="--", label=name)
+    figure.suptitle(experiment.title)
+    lines, names = panels[0][0].get_legend_handles_labels()
+    if lines:
+        figure.legend(lines, names, loc="outside lower right")
+    return figure
+
+
+def _panel(axes: Axes, variable: str, column: str, found: Mapping[str, Figures]) -> None:
+    """One column over the settings of a group, with intervals: along an axis if all of them are numbers."""
+    try:
+        places, joined = [float(name) for name in found], "-"
+    except ValueError:
+        places, joined = [float(place) for place in range(len(found))], ""
+    estimates = [figures[column] for figures in found.values()]
+    values = [one["value"] for one in estimates]
+    below = [max(one["value"] - one["low"], 0) for one in estimates]  # rounding may leave less than 0
+    above = [max(one["high"] - one["value"], 0) for one in estimates]
+    axes.errorbar(places, values, yerr=[below, above], marker="o", linestyle=joined, capsize=3)
+    if joined and max(places) > 10 * min(places):
+        axes.set_xscale("log")
+    turned: dict[str, Any] = {} if joined else {"rotation": 20, "ha": "right"}
+    axes.set_xticks(places, list(found), fontsize="small", **turned)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel(variable)
+    axes.set_ylabel(column, fontsize="small")
+    axes.grid(alpha=0.3)

@@ -1,0 +1,87 @@
+"""Experiments on the sampler's settings: held-out emoji scenes are asked for, and judged as in `evaluate.scenes`.
+
+Every setting sees the same prompts and seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from paella.data.scenes import Scene
+from paella.evaluate.clip_score import clip_scores
+from paella.evaluate.metrics import Estimate, bootstrap
+from paella.evaluate.parts import clip_of
+from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, real_pictures, score_scenes
+from paella.experiments.experiment import Experiment, Figures, Tick
+from paella.pipeline import Paella
+
+SNAP, JITTER = 8, 0  # of the real pictures: what the built-in model was trained with
+AT_ONCE = 16  # pictures drawn between two looks at the clock: what a GPU makes at once
+OBJECT, PAIR, CLIP_SCORE = "one object right, %", "a pair, both right, %", "CLIP score"
+
+
+def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], number: int = 300) -> Experiment:
+    """An experiment whose settings are changes to the model's own `SamplerSettings`."""
+    return Experiment(
+        title,
+        groups,
+        draw_and_score,
+        number,
+        counted="held-out prompts of each kind (one object, a small one, a pair)",
+        judged=(OBJECT, PAIR, CLIP_SCORE),
+        reference=score_real,
+    )
+
+
+def draw_and_score(pipeline: Paella, changes: Mapping[str, Any], number: int, seed: int, tick: Tick) -> Figures:
+    """Figures of pictures drawn with changed sampler settings, and the seconds that each took."""
+    variant = copy(pipeline)
+    variant.settings = replace(pipeline.settings, **changes)
+    scenes, captions = prompts(pipeline, number, seed)
+    variant.generate(captions[0], seed=seed)  # the first of a process is slower
+    pictures: list[Image.Image] = []
+    seconds: list[float] = []
+    while len(pictures) < len(captions):
+        part = captions[len(pictures) : len(pictures) + AT_ONCE]
+        start = time.perf_counter()
+        pictures += variant.generate(part, seed=seed + len(pictures))
+        seconds.append((time.perf_counter() - start) / len(part))
+        tick(len(pictures) / len(captions))
+    return score(pipeline, pictures, scenes, captions) | {"seconds a picture": bootstrap(seconds)}
+
+
+def score_real(pipeline: Paella, number: int, seed: int) -> Figures:
+    """Figures of real pictures of the same scenes, which generated ones can hardly be expected to beat."""
+    scenes, captions = prompts(pipeline, number, seed)
+    pictures = real_pictures(scenes, pipeline.size, seed, snap=SNAP, jitter=JITTER)
+    return score(pipeline, pictures, scenes, captions)
+
+
+def prompts(pipeline: Paella, number: int, seed: int) -> tuple[list[Scene], list[str]]:
+    """So many held-out scenes of each kind, with their captions."""
+    drawn = [pair for kind in KINDS for pair in held_out_prompts(number, kind, seed, pipeline.objects or None)]
+    return [scene for scene, _ in drawn], [words for _, words in drawn]
+
+
+def score(
+    pipeline: Paella, pictures: Sequence[Image.Image], scenes: Sequence[Scene], captions: Sequence[str]
+) -> Figures:
+    """The columns of every table: whoever has another metric adds it here."""
+    rates = score_scenes(pictures, scenes, captions, pipeline.objects or None)
+    clip = clip_of(pipeline)
+    return {
+        OBJECT: _percent(rates["object_top1"]),
+        PAIR: _percent(rates["pair_both_top1"]),
+        CLIP_SCORE: bootstrap(clip_scores(clip, pictures, captions)),
+        "CLIP score, captions shuffled": bootstrap(clip_scores(clip, pictures, [*captions[1:], captions[0]])),
+    }
+
+
+def _percent(rate: Rate) -> Estimate:
+    return {"value": 100 * rate["rate"], "low": 100 * rate["low"], "high": 100 * rate["high"]}

@@ -1,0 +1,140 @@
+"""`paella experiment`: every one runs, goes on where it was interrupted, and ends in a table and a plot."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run, files
+from PIL import Image
+
+from paella import experiments
+from paella.experiments.experiment import REFERENCE, Experiment, Rows
+from paella.pipeline import Paella
+from paella.unet import TokenPredictor
+
+
+def short(name: str) -> Experiment:
+    """The experiment with the first two settings of each group."""
+    chosen = experiments.load(name)
+    return replace(chosen, groups={variable: dict(list(own.items())[:2]) for variable, own in chosen.groups.items()})
+
+
+@pytest.fixture
+def experiment(paella: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a shortened experiment with one prompt of each kind; more options may follow its name."""
+    monkeypatch.setattr("paella.cli.experiment.load", short)
+    return lambda name, *more: paella("experiment", name, "-n", 1, "-o", "out", "--model", tiny_model, *more)
+
+
+def rows_in(name: str) -> Rows:
+    return json.loads(Path(f"out/{name}.json").read_text())["rows"]
+
+
+def undrawable(monkeypatch: pytest.MonkeyPatch, error: type[BaseException], after: int = 0) -> None:
+    """The predictor refuses whoever asks for pictures, after so many were drawn."""
+    usual, drawn = TokenPredictor.conditioned, []
+
+    def conditioned(predictor: TokenPredictor, condition: torch.Tensor) -> Any:
+        if len(drawn) == after:
+            raise error
+        drawn.append(condition)
+        return usual(predictor, condition)
+
+    monkeypatch.setattr(TokenPredictor, "conditioned", conditioned)
+
+
+@pytest.mark.parametrize("name", experiments.NAMES)
+def test_every_experiment_ends_in_tables_and_a_plot_and_is_measured_once(
+    experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    result = experiment(name)
+    assert (result.code, result.err) == (0, "")
+    assert files(tmp_path) == {"out", *(f"out/{name}.{kind}" for kind in ("json", "md", "png"))}
+    page = Path(f"out/{name}.md").read_text()
+    assert f"`paella experiment {name} -n 1" in page and f"]({name}.png)" in page
+    for variable, settings in short(name).groups.items():
+        assert f"\n| {variable} |" in page and all(f"\n| {setting} |" in page for setting in settings)
+    with Image.open(f"out/{name}.png") as plot:
+        assert min(plot.size) > 200
+
+    undrawable(monkeypatch, AssertionError)
+    again = experiment(name)
+    assert again.code == 0 and Path(f"out/{name}.md").read_text() == page
+
+
+@pytest.mark.parametrize("name", set(experiments.NAMES) - {"batch"})
+def test_every_setting_is_one_that_the_sampler_takes(tiny: Paella, name: str) -> None:
+    for settings in experiments.load(name).groups.values():
+        assert len({replace(tiny.settings, **changes) for changes in settings.values()}) == len(settings)
+
+
+def test_an_interrupted_experiment_goes_on(experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scores(rows: Rows) -> list[Any]:
+        return [
+            [variable, setting, [figure for column, figure in figures.items() if "seconds" not in column]]
+            for variable, own in rows.items()
+            for setting, figures in own.items()
+        ]
+
+    assert experiment("guidance").code == 0
+    whole = rows_in("guidance")
+    Path("out/guidance.json").unlink()
+    with monkeypatch.context() as patch:
+        undrawable(patch, KeyboardInterrupt, after=6)  # in the second setting: each draws one, then three
+        stopped = experiment("guidance")
+    assert stopped.code == 130 and stopped.err.startswith("paella: warning: interrupted; the same command goes on")
+    half = rows_in("guidance")
+    assert half.keys() == {REFERENCE, "guidance w"} and list(half["guidance w"]) == ["1"]
+    assert experiment("guidance").code == 0
+    resumed = rows_in("guidance")
+    assert resumed["guidance w"]["1"] == half["guidance w"]["1"]  # with its seconds: it was not measured again
+    assert scores(resumed) == scores(whole)
+
+
+def test_rows_of_other_conditions_are_set_aside(experiment: Run, tmp_path: Path) -> None:
+    assert experiment("batch").code == 0
+    before = rows_in("batch")
+    result = experiment("batch", "--seed", 1)
+    assert result.code == 0 and "was measured otherwise (seed); it is out/batch-before.json now" in result.err
+    assert json.loads(Path("out/batch-before.json").read_text())["rows"] == before != rows_in("batch")
+
+
+def test_what_it_needs_is_told_before_the_work(
+    experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert experiment("colours").code == 2
+    undrawable(monkeypatch, AssertionError)
+    monkeypatch.delitem(sys.modules, "paella.experiments.report", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    result = experiment("steps")
+    assert result.code == 1 and 'needs the package matplotlib: pip install -e ".[bench]"' in result.err
+    assert files(tmp_path) == set()
+
+
+def test_a_table_marks_the_best_and_says_what_it_cannot_tell_apart() -> None:
+    from paella.experiments.report import tables
+
+    def right(value: float, low: float, high: float) -> dict[str, dict[str, float]]:
+        return {"right, %": {"value": value, "low": low, "high": high}}
+
+    chosen = Experiment("", {"w": {"1": {}, "2": {}, "3": {}}}, lambda *_: {}, 1, "prompts", judged=("right, %",))
+    rows: Rows = {"w": {"1": right(10, 5, 15), "2": right(50, 40, 60), "3": right(45, 35, 55)}}
+    rows[REFERENCE] = {"real": right(99, 98, 100)}
+    assert tables(chosen, rows).splitlines() == [
+        "| w | right, % |",
+        "|---|---|",
+        "| 1 | 10 (5–15) |",
+        "| 2 | **50** (40–60) |",
+        "| 3 | 45 (35–55) |",
+        "| real | 99 (98–100) |",
+        "",
+        "- Best by *right*: 2; its interval meets those of 3.",
+    ]
+    rows["w"]["3"] = right(20, 15, 25)
+    assert "2; no other interval meets its own." in tables(chosen, rows)
