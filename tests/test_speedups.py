@@ -70,6 +70,8 @@ def test_a_model_in_8_bits_draws_but_is_not_saved(tmp_path: Path) -> None:
 def test_what_cannot_be_quantized_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="quantize: must be 'int8' or None, not 'int4'"):
         Paella.from_pretrained(quantize="int4")
+    with pytest.raises(ValueError, match="compile: does not go together with quantize"):
+        Paella.from_pretrained(quantize="int8", compile=True)
     with pytest.raises(ValueError, match="this is a TransformerPredictor"):
         quantize_int8(TransformerPredictor(TRANSFORMER))
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)

@@ -115,6 +115,8 @@ class Engine:
             folder = checkpoint.downloaded(str(model))
         if quantize not in (None, "int8"):
             raise ValueError(f"quantize: must be 'int8' or None, not {quantize!r}")
+        if quantize and compile:
+            raise ValueError("compile: does not go together with quantize, as torch.compile cannot take its layers")
         pipeline = cls(**checkpoint.load_model(folder))
         place = resolve_device(device)
         pipeline.to(place, resolve_dtype(dtype, place))

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from paella.pipeline import OnStep, Paella
 
 
-def load_pipeline(model: str | None) -> Paella:
+def load_pipeline(model: str | None, *, dtype: str = "auto", quantize: str | None = None) -> Paella:
     from paella.pipeline import Paella
 
-    return Paella.from_pretrained(model)
+    return Paella.from_pretrained(model, dtype=dtype, quantize=quantize)
 
 
 def draw(

@@ -15,9 +15,11 @@ from paella.cli.errors import Command
 from paella.cli.files import check_writable, write_picture, write_text
 from paella.cli.info import machine
 from paella.cli.options import (
+    Dtype,
     Guidance,
     Jitter,
     Model,
+    Quantize,
     Seed,
     Snap,
     Steps,
@@ -58,6 +60,8 @@ def scenes(
     jitter: Jitter = 12,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Asks for emoji scenes kept from training, and judges what the model draws.
 
@@ -69,7 +73,7 @@ def scenes(
     from paella.evaluate.scenes import evaluate_scenes, format_table
     from paella.images import contact_sheet
 
-    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)
     names = pipeline.objects or None
     sheet: list[tuple[Image, str]] = []
 
@@ -222,9 +226,11 @@ def quality(
     typer.echo(f"{output} and {output.with_suffix('.md').name}, in {report['total seconds']:.0f} s")
 
 
-def _load(model: str | None, settings: dict[str, int | float]) -> Paella:
+def _load(
+    model: str | None, settings: dict[str, int | float], dtype: str = "auto", quantize: str | None = None
+) -> Paella:
     """The pipeline, with these settings its own."""
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, dtype=dtype, quantize=quantize)
     pipeline.settings = replace(pipeline.settings, **settings)  # type: ignore[arg-type]
     return pipeline
 

@@ -14,6 +14,10 @@ Model = Annotated[
     str | None,
     typer.Option(help="A model folder or Hugging Face hub id. Default: the built-in model.", metavar="MODEL"),
 ]
+Dtype = Annotated[str, typer.Option(help="Of the predictor: auto, float32, bfloat16 or float16.")]
+Quantize = Annotated[
+    str | None, typer.Option(help='"int8" puts the predictor into 8 bits, on a CPU with VNNI.', metavar="int8")
+]
 Seed = Annotated[int, typer.Option(help="Of the random numbers: the same seed gives the same result.", min=0)]
 Steps = Annotated[int | None, typer.Option(help="Sampling steps, at least 1. More are slower and often better.")]
 Guidance = Annotated[
