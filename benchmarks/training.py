@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import authors
 import torch
+from against_transformer import UNETS
 from PIL import Image
 from table import Row, arguments, millions, report, seconds, turns
 from torch import Tensor, nn
@@ -37,8 +38,6 @@ from paella.train.loop import Trainer
 from paella.train.predictor import TokenRecipe, TokenStage
 from paella.train.throughput import counted, peak
 from paella.unet import TokenPredictor, UNetConfig
-
-QUARTER = replace(official.unet_config(official.V1["unet"]), c_hidden=320)
 
 
 class GivenStage(TokenStage):
@@ -100,7 +99,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--grid", type=int, default=32, help="tokens, a side")
     args = parser.parse_args()
-    config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else QUARTER
+    config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else UNETS["48M"]
     network = None if args.official is None else authors.network(parser, args.official)
 
     stage = GivenStage(TokenRecipe("", batch_size=args.batch, model=config))

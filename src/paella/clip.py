@@ -103,6 +103,10 @@ class Clip:
         self.model.to(device)
         return self
 
+    def weights(self) -> dict[str, Tensor]:
+        """By name, all numbers that decide the embeddings: the network's, and of the whitening where there is one."""
+        return self.model.state_dict() | ({} if self.whitening is None else vars(self.whitening))
+
     def unwhitened(self) -> Clip:
         """The same model with embeddings as the contrastive loss compares them."""
         return Clip(self.model, self.tokenizer, mean=self.mean, std=self.std)

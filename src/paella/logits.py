@@ -35,8 +35,8 @@ def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:
         return torch.ones_like(logits, dtype=torch.bool)
     log_p = logits.float().log_softmax(-1)
     p = log_p.exp()
-    entropy = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # p = 0: 0 · -inf
-    distance = (log_p + entropy).abs_().nan_to_num_(torch.inf)
+    expected = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # the entropy; p = 0: 0 · -inf
+    distance = (log_p + expected).abs_().nan_to_num_(torch.inf)
     # Sorting is what a GPU is good at, and the other way makes it wait for the CPU.
     select = _selected if logits.device.type == "cpu" else _ranked
     return select(p, distance, mass, max(min_tokens, 1))

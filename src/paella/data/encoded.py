@@ -141,11 +141,8 @@ def write_shard(
 
 def fingerprints(vqgan: VQGAN, clip: Clip) -> dict[str, str]:
     """By part, of all that decides tokens and embeddings."""
-    tensors = dict(clip.model.state_dict())
-    if clip.whitening is not None:
-        tensors |= asdict(clip.whitening)
     about = f"{clip.tokenizer.backend_tokenizer.to_str()} {clip.mean} {clip.std}"
-    return {"vqgan": fingerprint(vqgan.tokenizing_weights()), "clip": fingerprint(tensors, about=about)}
+    return {"vqgan": fingerprint(vqgan.tokenizing_weights()), "clip": fingerprint(clip.weights(), about=about)}
 
 
 def described(config: DataConfig) -> dict[str, Any]:

@@ -74,11 +74,6 @@ class Extractor:
         return {"name": self.name, "resize": self.resize, **hashes}
 
 
-def clip_weights(clip: Clip) -> dict[str, Tensor]:
-    """All that the CLIP's embeddings depend on."""
-    return clip.model.state_dict() | ({} if clip.whitening is None else vars(clip.whitening))
-
-
 def open_extractor(features: str, pipeline: Paella) -> Extractor:
     """The feature network of that name, on the pipeline's device.
 
@@ -117,7 +112,7 @@ def _clip(clip: Clip, name: str) -> Extractor:
         return clip.whitened(embeddings), embeddings
 
     name = name if clip.whitening is None else f"{name}, whitened"
-    return Extractor(name, _resize(size), clip_weights(clip), compute, bare)
+    return Extractor(name, _resize(size), clip.weights(), compute, bare)
 
 
 def _dinov2(folder: Path, clip: Clip) -> Extractor:

@@ -26,7 +26,7 @@ from paella.checkpoint import CheckpointError, about_argument, read_tensors, wri
 from paella.data import PictureData
 from paella.data.folder import Folder
 from paella.data.scenes import BACKGROUND_JITTER, LAYOUTS, any_held_out, caption, draw_scene, held_out, objects, render
-from paella.evaluate.features import Extractor, clip_weights
+from paella.evaluate.features import Extractor
 from paella.evaluate.metrics import (
     Estimate,
     clip_chance,
@@ -184,7 +184,7 @@ def evaluate_quality(
     number, processes = place()
     digest, captions = _contents(real, 2 * n)
     asked = captions[n:] if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
-    weights = (pipeline.predictor.state_dict(), pipeline.vqgan.state_dict(), clip_weights(clip_of(pipeline)))
+    weights = (pipeline.predictor.state_dict(), pipeline.vqgan.state_dict(), clip_of(pipeline).weights())
     about = {
         "n": n,
         "processes": processes,
