@@ -98,7 +98,7 @@ def test_pictures_with_maps_are_the_scenes() -> None:
 
 
 def test_scenes_may_be_named_by_label_where_they_have_one_object() -> None:
-    scenes = Scenes(8, names=OBJECTS, shares=(1, 1, 0, 0), wording="name")
+    scenes = Scenes(8, names=OBJECTS, shares=(1, 1, 0, 0, 0), wording="name")
     assert {scenes[i][1] for i in range(30)} == set(OBJECTS)
     with pytest.raises(ValueError, match="wording: name is of one object"):
         Scenes(8, wording="name")
@@ -144,7 +144,7 @@ def test_the_command_line_asks_by_label(labelled: "Paella", paella: Run) -> None
 
 
 def test_labels_and_their_maps_reach_the_predictor(tiny_model: Path) -> None:
-    one = make_stage(tiny_model, "data.wording=name", "data.shares=[1,0,0,0]")
+    one = make_stage(tiny_model, "data.wording=name", "data.shares=[1,0,0,0,0]")
     pixels, names = collate([one.data[i] for i in range(20)])
     drawn = torch.arange(20) % 3 > 0
     numbers = one.condition(pixels, names, ~drawn)
@@ -203,7 +203,7 @@ def test_maps_need_scenes_and_a_start_needs_the_same_labels(tiny_model: Path, tm
         make_stage(tiny_model, "per_place=true", f"data.folder={tmp_path}")
     with pytest.raises(ValueError, match=r"^data\.wording: must be name"):
         make_stage(tiny_model, "data.wording=full")
-    named = ["data.wording=name", "data.shares=[1,0,0,0]"]
+    named = ["data.wording=name", "data.shares=[1,0,0,0,0]"]
     stage = make_stage(tiny_model, *named, "data.objects=[fox,sun]")
     stage.save(stage.modules["predictor"], tmp_path / "model")
     again = make_stage(tiny_model, *named, "data.objects=[fox,sun]", f"init_from={tmp_path / 'model'}")

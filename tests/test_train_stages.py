@@ -14,6 +14,7 @@ from torch.nn import functional
 from training import assert_overfits, make_stage, rows, train
 
 from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
+from paella.clip import Clip
 from paella.data import collate
 from paella.pipeline import Paella
 from paella.train.predictor import SmoothedCrossEntropy, clean_regions
@@ -232,6 +233,25 @@ def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) 
     assert any("text_model" in name for name in trained)
     with pytest.raises(ValueError, match="text_only: needs init_from"):
         make_stage("clip", tiny_model, "text_only=true")
+
+
+def test_other_wordings_come_to_mean_what_the_plain_one_means(tiny_model: Path, tmp_path: Path) -> None:
+    more = ("steps=80", "batch_size=16", "preview_every=80", "optimizer.learning_rate=2e-3")
+    train("wordings", tiny_model, tmp_path, *more, "data.objects=[fox,pear]", "scale=50")
+    distances = [row["distance"] for row in rows(tmp_path) if "distance" in row]
+    assert np.mean(distances[-10:]) < 0.6 * np.mean(distances[:3])
+    before, after = (Clip.load(folder / "clip") for folder in (tiny_model, tmp_path / "model"))
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(before.embed_images(pixels), after.embed_images(pixels))
+    words = ["A fox, it is"]
+    assert not torch.equal(before.embed_text(words), after.embed_text(words))
+
+
+def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:
+    with pytest.raises(ValueError, match="init_from: must be a model"):
+        make_stage("wordings", tiny_model, "init_from=null")
+    with pytest.raises(ValueError, match=r"data\.folder: other words"):
+        make_stage("wordings", tiny_model, f"data.folder={pictures}")
 
 
 @pytest.mark.parametrize("kind", ["clip", "predictor"])

@@ -14,13 +14,16 @@ from paella.train.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 SCHEMAS = {"vqgan": "VQGANRecipe", "clip": "ClipRecipe", "predictor": "PredictorRecipe", "labels": "LabelRecipe"}
+SCHEMAS["wordings"] = "WordingsRecipe"
 STAGES = {"vqgan": "VQGANStage", "clip": "ClipStage", "predictor": "PredictorStage", "labels": "LabelStage"}
+STAGES["wordings"] = "WordingsStage"
 TINY = {
     "vqgan": "ch=32 ch_mult=[1,1] num_res_blocks=1 attn_levels=[] mid_attention=false z_channels=8 embed_dim=4 "
     "n_embed=16 patch=2",
     "clip": "dim=16 width=16 heads=2 text_layers=1 vision_layers=1 vocabulary=300",
     "predictor": "c_hidden=32 c_r=8 down_levels=[1,1] up_levels=[1,1]",
     "labels": "c_hidden=32 c_r=8 down_levels=[1,1] up_levels=[1,1]",
+    "wordings": "",
 }
 
 
@@ -33,6 +36,8 @@ def settings(kind: str, model: Path, output: Path, *more: str) -> list[str]:
     own = [f"model.{entry}" for entry in TINY[kind].split()]
     if kind == "clip":
         own += ["tokenizer_captions=50"]
+    if kind == "wordings":
+        own += [f"init_from={model}"]
     if kind == "predictor":
         own += [f"vqgan={model}", f"clip={model}", "sampler.steps=2"]
     if kind == "labels":

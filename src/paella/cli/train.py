@@ -17,6 +17,7 @@ from paella.cli.options import Overrides
 class StageName(StrEnum):
     vqgan = "vqgan"
     clip = "clip"
+    wordings = "wordings"
     predictor = "predictor"
     labels = "labels"
 
@@ -24,6 +25,7 @@ class StageName(StrEnum):
 RECIPES = {
     StageName.vqgan: "VQGANRecipe",
     StageName.clip: "ClipRecipe",
+    StageName.wordings: "WordingsRecipe",
     StageName.predictor: "PredictorRecipe",
     StageName.labels: "LabelRecipe",
 }
@@ -32,7 +34,10 @@ RECIPES = {
 def train(
     stage: Annotated[
         StageName,
-        typer.Argument(help="Which part of a model to train. The predictor comes last; labels: one without CLIP."),
+        typer.Argument(
+            help="Which part of a model to train. wordings: other words for CLIP. The predictor comes last; "
+            "labels: one without CLIP."
+        ),
     ],
     recipe: Annotated[str, typer.Argument(help="A YAML file, such as recipes/vqgan.yaml.")],
     overrides: Overrides = None,

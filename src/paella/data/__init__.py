@@ -67,9 +67,16 @@ class Epochs:
         return self.data.draw(index, epoch)
 
 
-def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Any]:
-    """Samples -> pixels (B,3,H,W) float32 in [0, 1], captions; of encoded ones tokens (B,h,w), `Embeddings` (B,d)."""
+def collate(samples: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    """Samples -> a batch, by what they are.
+
+    - Pictures and captions: pixels (B,3,H,W) float32 in [0, 1], and the captions.
+    - Encoded ones: tokens (B,h,w), `Embeddings` (B,d).
+    - Captions worded in two ways: both lists.
+    """
     first, second = zip(*samples, strict=True)
+    if isinstance(first[0], str):
+        return list(first), list(second)
     if isinstance(first[0], Tensor):
         return torch.stack(first), default_collate(list(second))
     return to_tensor(first), list(second)
@@ -100,6 +107,7 @@ def open_data(config: DataConfig, seed: int) -> Folder | Scenes:
             snap=config.snap,
             jitter=config.jitter,
             shares=config.shares,
+            patterned=config.patterned,
             wording=config.wording,  # type: ignore[arg-type]
             mirrored=config.mirrored,
             lookalike_groups=config.lookalike_groups,

@@ -1,8 +1,9 @@
 """Emoji scenes: an endless text-picture data set that anyone can rebuild offline.
 
-One or two objects, rendered from the vendored Noto Color Emoji font, on a plain background; the caption says what is
-there. A scene is drawn in three steps, each a function: `draw_scene` (what is there), `render` (the picture) and
-`caption` (the words). Everything is a function of a seed and an index, so any sample can be drawn again.
+One to four objects, rendered from the vendored Noto Color Emoji font, on a background of one or two colours; the
+caption says what is there. A scene is drawn in three steps, each a function: `draw_scene` (what is there), `render`
+(the picture) and a wording (`paella.data.wordings`). Everything is a function of a seed and an index, so any sample can
+be drawn again.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from importlib import resources
 from itertools import permutations
 from typing import Literal, get_args
 
-import emoji
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from paella.data.vocabulary import all_objects, article, objects
+from paella.data.wordings import caption, captions, plain, varied
+
+__all__ = ["BACKGROUNDS", "LAYOUTS", "LabelMaps", "Scene", "Scenes", "all_objects", "article", "caption", "captions",
+           "draw_scene", "hard_scenes", "held_out", "lookalikes", "objects", "render"]  # fmt: skip
 
 BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "white": (255, 255, 255),
@@ -33,18 +39,22 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "light blue": (180, 220, 250),
     "teal": (60, 160, 160),
 }
+PATTERNS = ("{} and {}", "{} to {} gradient")  # halves side by side; from the top to the bottom
 BACKGROUND_JITTER = 12  # each channel, either way
 
-Layout = Literal["single", "small", "horizontal", "vertical"]
-LAYOUTS: tuple[Layout, ...] = ("single", "small", "horizontal", "vertical")
-Wording = Literal["any", "full", "name"]
-LAYOUT_SHARES = (0.4, 0.15, 0.225, 0.225)
+Layout = Literal["single", "small", "horizontal", "vertical", "count"]
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+Wording = Literal["any", "full", "name", "plain", "varied"]
+LAYOUT_SHARES = (0.4, 0.15, 0.225, 0.225, 0.0)
+COUNTS = (2, 3, 4)  # how many there may be of one object
+BARE = 0.2  # share of the plain and varied captions that do not name the background
 # the longer side of an object, as a share of the picture's side
 OBJECT_SIZES: dict[Layout, tuple[float, float]] = {
     "single": (0.65, 0.85),
     "small": (0.30, 0.45),
     "horizontal": (0.38, 0.48),
     "vertical": (0.38, 0.48),
+    "count": (0.38, 0.48),
 }
 OFF_CENTRE = 0.06  # how far a centred object strays, as a share of the picture's side
 
@@ -55,33 +65,24 @@ FONT_SIZE = 109  # the one size of the font's bitmaps
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. A pair of objects is ordered (left or upper, right or lower), whatever the wording."""
+    """What a picture shows.
+
+    Attributes:
+        objects: a pair is ordered (left or upper, right or lower), whatever the wording; a count repeats one name.
+        background: "red", or "red and blue" (left and right half), or "red to blue gradient" (from top to bottom).
+    """
 
     objects: tuple[str, ...]
     background: str
     layout: Layout
 
 
-def _read_names(file: str) -> dict[str, str]:
-    names = resources.files("paella.data").joinpath(file).read_text(encoding="utf-8").split("\n")
-    return {name: emoji.emojize(f":{name.replace(' ', '_')}:") for name in names if name}
-
-
-@cache
-def objects() -> dict[str, str]:
-    """Name as used in captions -> emoji character, for exactly the objects of the built-in model."""
-    return _read_names("objects.txt")
-
-
-@cache
-def all_objects() -> dict[str, str]:
-    """Name as used in captions -> emoji character, for the full vocabulary (more than 1,000 objects)."""
-    return _read_names("all_objects.txt")
-
-
 def held_out(scene: Scene) -> bool:
-    """Whether the scene is a pair kept for evaluation: a tenth of all ordered pairs, by a hash of their names."""
-    return len(scene.objects) == 2 and int(hashlib.sha1("|".join(scene.objects).encode()).hexdigest(), 16) % 10 == 0
+    """Whether the scene is kept for evaluation: a tenth of all pairs in their order, and of all counts of an object."""
+    if len(scene.objects) == 1:
+        return False
+    words = (scene.objects[0], str(len(scene.objects))) if scene.layout == "count" else scene.objects
+    return int(hashlib.sha1("|".join(words).encode()).hexdigest(), 16) % 10 == 0
 
 
 def any_held_out(names: Sequence[str]) -> bool:
@@ -95,26 +96,37 @@ def draw_scene(
     *,
     layouts: Sequence[Layout] = LAYOUTS,
     shares: Sequence[float] = LAYOUT_SHARES,
+    patterned: float = 0.0,
     accept: Callable[[Scene], bool] = lambda scene: not held_out(scene),
 ) -> Scene:
     """One random scene over `names` that `accept` takes: by default, one that training may see.
 
     Args:
         layouts: those to draw from.
-        shares: how often each of `LAYOUTS` is drawn, in proportion; of a scene that is not accepted, only the objects
-            and the background are drawn again.
+        shares: how often each of `LAYOUTS` is drawn, in proportion (alike, where none of `layouts` has one); of a scene
+            that is not accepted, only the objects and the background are drawn again.
+        patterned: share of the scenes whose background has two colours.
 
     Raises:
         ValueError: there is no such scene over `names`.
     """
     weights = np.array([shares[LAYOUTS.index(layout)] for layout in layouts])
+    if not weights.any():
+        weights = np.ones(len(layouts))
     layout = layouts[rng.choice(len(layouts), p=weights / weights.sum())]
     count = 2 if layout in ("horizontal", "vertical") else 1
     if count > len(names):
         raise ValueError(f"objects: a pair needs two, and there is only {len(names)}")
     for _ in range(TRIES):
-        chosen = rng.choice(len(names), size=count, replace=False)
-        scene = Scene(tuple(names[i] for i in chosen), list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))], layout)
+        chosen = tuple(names[i] for i in rng.choice(len(names), size=count, replace=False))
+        if layout == "count":
+            chosen *= COUNTS[rng.integers(len(COUNTS))]
+        background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
+        if patterned and rng.random() < patterned:
+            background = PATTERNS[rng.integers(len(PATTERNS))].format(
+                background, _other(rng, list(BACKGROUNDS), background)
+            )
+        scene = Scene(chosen, background, layout)
         if accept(scene):
             return scene
     raise ValueError(f"objects: of these {len(names)} no {layout} scene is allowed; give more of them")
@@ -170,13 +182,26 @@ def _render(
     scene: Scene, size: int, rng: np.random.Generator, snap: int, jitter: int
 ) -> tuple[Image.Image, list[Layer]]:
     """The picture, and the layers that lie on its background."""
-    strayed = rng.integers(-jitter, jitter + 1, size=3)
-    colour = np.clip(np.array(BACKGROUNDS[scene.background]) + strayed, 0, 255)
-    picture = Image.new("RGB", (size, size), tuple(int(channel) for channel in colour))
+    picture = _backdrop(scene.background, size, rng.integers(-jitter, jitter + 1, size=3))
     layers = _arranged(scene, size, rng, snap)
     for thing, place in layers:
         picture.paste(thing, place, thing)
     return picture, layers
+
+
+def colours(background: str) -> tuple[str, ...]:
+    """The names of a background's colours: one, or two of left and right, or of top and bottom."""
+    return tuple(background.removesuffix(" gradient").replace(" to ", " and ").split(" and "))
+
+
+def _backdrop(background: str, size: int, strayed: np.ndarray) -> Image.Image:
+    """The background's colours, all strayed by the same."""
+    names = colours(background)
+    first, last = (np.clip(np.array(BACKGROUNDS[name]) + strayed, 0, 255) for name in (names[0], names[-1]))
+    share = np.linspace(0, 1, size) if background.endswith("gradient") else np.arange(size) >= size // 2
+    line = first + share[:, None] * (last - first)
+    across = np.broadcast_to(line, (size, size, 3))
+    return Image.fromarray((across.swapaxes(0, 1) if background.endswith("gradient") else across).astype(np.uint8))
 
 
 def _arranged(scene: Scene, size: int, rng: np.random.Generator, snap: int) -> list[Layer]:
@@ -187,6 +212,7 @@ def _arranged(scene: Scene, size: int, rng: np.random.Generator, snap: int) -> l
         "small": [(0, 0, size, size)],
         "horizontal": [(0, 0, half, size), (half, 0, size - half, size)],
         "vertical": [(0, 0, size, half), (0, half, size, size - half)],
+        "count": _count_rooms(len(scene.objects), size),
     }[scene.layout]
     layers = []
     for name, (left, top, width, height) in zip(scene.objects, rooms, strict=True):
@@ -205,6 +231,18 @@ def _arranged(scene: Scene, size: int, rng: np.random.Generator, snap: int) -> l
     return layers
 
 
+def _count_rooms(count: int, size: int) -> list[tuple[int, int, int, int]]:
+    """Left, top, width and height of each of `count` rooms, a quarter of the picture each: in one row, or in two."""
+    half, quarter = size // 2, size // 4
+    match count:
+        case 2:
+            return [(0, quarter, half, half), (half, quarter, half, half)]
+        case 3:
+            return [(quarter, 0, half, half), (0, half, half, half), (half, half, half, half)]
+        case _:
+            return [(left, top, half, half) for top in (0, half) for left in (0, half)]
+
+
 def _snapped(value: float, step: int, low: float, high: float) -> float:
     """The multiple of `step` nearest to `value` within low ... high; where there is none, of half the step, ..."""
     while step > 1:
@@ -215,44 +253,6 @@ def _snapped(value: float, step: int, low: float, high: float) -> float:
     return min(max(round(value), int(np.ceil(low))), int(high))
 
 
-def article(name: str) -> str:
-    """The name with its article: "an" before a vowel letter, whatever its sound."""
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
-
-
-def captions(scene: Scene) -> list[str]:
-    """Every wording that describes the scene, the full ones first."""
-    things = [article(name) for name in scene.objects]
-    where = f"on {article(scene.background)} background"
-    match scene.layout:
-        case "single":
-            return [f"{things[0]} {where}", things[0], scene.objects[0]]
-        case "small":
-            return [f"a small {scene.objects[0]} {where}"]
-        case "horizontal":
-            return [
-                f"{things[0]} to the left of {things[1]} {where}",
-                f"{things[1]} to the right of {things[0]} {where}",
-            ]
-        case "vertical":
-            return [f"{things[0]} above {things[1]} {where}", f"{things[1]} below {things[0]} {where}"]
-
-
-def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False, mirrored: float = 0.5) -> str:
-    """One wording at random.
-
-    Args:
-        full: leave out the short forms, which do not name the background.
-        mirrored: how often a pair is worded from its right or lower object ("to the right of", "below").
-    """
-    wordings = [words for words in captions(scene) if not full or "background" in words]
-    if len(scene.objects) == 2:
-        return wordings[rng.choice(2, p=(1 - mirrored, mirrored))]
-    if len(wordings) > 1:  # short forms are the exception
-        return wordings[rng.choice(len(wordings), p=(0.8, 0.1, 0.1))]
-    return wordings[0]
-
-
 def lookalikes(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> list[Scene]:
     """Three scenes that differ from this one in one respect each: hard negatives for contrastive training.
 
@@ -261,8 +261,20 @@ def lookalikes(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> 
 
     None of them is held out: a variant that would be is replaced by a random scene.
     """
-    other_background = replace(scene, background=_other(rng, list(BACKGROUNDS), scene.background))
-    if len(scene.objects) == 2:
+    names_of_two = colours(scene.background)
+    if len(names_of_two) == 2 and rng.random() < 0.5:
+        pattern = PATTERNS[scene.background.endswith("gradient")]
+        other_background = replace(scene, background=pattern.format(*names_of_two[::-1]))
+    else:
+        other_background = replace(scene, background=_other(rng, list(BACKGROUNDS), scene.background))
+    if scene.layout == "count":
+        (name, *_), count = scene.objects, len(scene.objects)
+        variants = [
+            replace(scene, objects=(_other(rng, names, name),) * count),
+            replace(scene, objects=(name,) * (COUNTS[(COUNTS.index(count) + 1 + rng.integers(2)) % 3])),
+            other_background,
+        ]
+    elif len(scene.objects) == 2:
         first, second = scene.objects
         other = _other(rng, names, *scene.objects)
         turned = replace(scene, layout="vertical" if scene.layout == "horizontal" else "horizontal")
@@ -281,6 +293,7 @@ def lookalikes(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> 
 
 
 def _other(rng: np.random.Generator, choices: Sequence[str], *these: str) -> str:
+    """One of the choices that is none of these."""
     rest = [choice for choice in choices if choice not in these]
     return rest[rng.integers(len(rest))]
 
@@ -317,7 +330,9 @@ class Scenes:
         names: objects to draw from; by default those of the built-in model.
         snap, jitter: see `render`.
         shares: how often each of `LAYOUTS` is drawn, in proportion.
-        wording: "any" caption, or a "full" one that names the background, or the object's "name" alone, as a label.
+        patterned: share of the backgrounds that have two colours.
+        wording: "any" caption, or a "full" one that names the background, or the object's "name" alone, as a label; a
+            "plain" one, as `wordings.plain` words it, or a "varied" one, of which a fifth do not name the background.
         mirrored: share of pairs that are worded from the right or lower object.
         lookalike_groups: each run of four indices holds a scene and its three `lookalikes`.
     """
@@ -331,14 +346,17 @@ class Scenes:
         snap: int = 1,
         jitter: int = BACKGROUND_JITTER,
         shares: Sequence[float] = LAYOUT_SHARES,
+        patterned: float = 0.0,
         wording: Wording = "any",
         mirrored: float = 0.5,
         lookalike_groups: bool = False,
     ) -> None:
         if len(shares) != len(LAYOUTS) or not all(share >= 0 for share in shares) or not 0 < sum(shares) < np.inf:
             raise ValueError(f"shares: must be one for each of {', '.join(LAYOUTS)}, 0 or more, not {list(shares)}")
-        if not 0 <= mirrored <= 1:
-            raise ValueError(f"mirrored: must be within 0 ... 1, not {mirrored}")
+        for argument, value in (("mirrored", mirrored), ("patterned", patterned)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{argument}: must be within 0 ... 1, not {value}")
+        self.patterned = patterned
         self.size, self.seed, self.snap, self.jitter, self.shares = size, seed, snap, jitter, shares
         self.names = list(objects() if names is None else names)
         if unknown := [name for name in self.names if name not in all_objects()]:
@@ -359,17 +377,32 @@ class Scenes:
         """The caption alone, without the work of drawing the picture."""
         return self._draw(index)[1]
 
+    def wordings(self, index: int) -> tuple[str, str]:
+        """A varied caption of what is in picture `index`, and the plain one that says the same."""
+        scene, rng = self._scene(index)
+        bare = bool(rng.random() < BARE)
+        return varied(scene, rng, bare=bare), plain(scene, bare=bare)
+
     def _draw(self, index: int) -> tuple[Scene, str, np.random.Generator]:
+        scene, rng = self._scene(index)
+        match self.wording:
+            case "name":
+                words = scene.objects[0]
+            case "plain":
+                words = plain(scene, bare=bool(rng.random() < BARE))
+            case "varied":
+                words = varied(scene, rng, bare=bool(rng.random() < BARE))
+            case _:
+                words = caption(scene, rng, full=self.wording == "full", mirrored=self.mirrored)
+        return scene, words, rng
+
+    def _scene(self, index: int) -> tuple[Scene, np.random.Generator]:
         rng = np.random.default_rng((self.seed, index))
-        if self.lookalike_groups:
-            group_rng = np.random.default_rng((self.seed, index // 4, 4))
-            scene = draw_scene(group_rng, self.names, shares=self.shares)
-            scene = [scene, *lookalikes(scene, group_rng, self.names)][index % 4]
-        else:
-            scene = draw_scene(rng, self.names, shares=self.shares)
-        if self.wording == "name":
-            return scene, scene.objects[0], rng
-        return scene, caption(scene, rng, full=self.wording == "full", mirrored=self.mirrored), rng
+        if not self.lookalike_groups:
+            return draw_scene(rng, self.names, shares=self.shares, patterned=self.patterned), rng
+        group_rng = np.random.default_rng((self.seed, index // 4, 4))
+        scene = draw_scene(group_rng, self.names, shares=self.shares, patterned=self.patterned)
+        return [scene, *lookalikes(scene, group_rng, self.names)][index % 4], rng
 
 
 class LabelMaps:

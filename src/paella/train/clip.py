@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,7 @@ class ClipConfig:
 class ClipRecipe(Recipe):
     model: ClipConfig = field(default_factory=ClipConfig)
     tokenizer_captions: int = 20000  # how many captions the BPE is learned from
+    tokenizer_wording: str | None = None  # scenes: of these captions; None = as those that are trained on
     # Weight of a second loss: the squared error of a thumbnail that a linear layer reads from an embedding. The
     # contrastive loss alone is content with embeddings that tell one picture from a batch of others; a predictor has to
     # read from them what each part of the picture looks like.
@@ -145,7 +146,9 @@ class ClipStage(Stage):
         else:
             # without drawing or reading the pictures
             if isinstance(self.data, Scenes):
-                captions = [self.data.caption(index) for index in range(recipe.tokenizer_captions)]
+                wording = recipe.tokenizer_wording or recipe.data.wording
+                worded = open_data(replace(recipe.data, wording=wording), recipe.seed)
+                captions = [worded.caption(index) for index in range(recipe.tokenizer_captions)]
             else:
                 captions = self.data.all_captions
             tokenizer = train_tokenizer(captions, recipe.model)

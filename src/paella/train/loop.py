@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from paella.checkpoint import write_tensors
-from paella.data import PictureData, open_loader
+from paella.data import open_loader
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
@@ -39,22 +39,22 @@ class Stage(ABC):
     Attributes:
         modules: what is trained, by name; each has its optimizer. The loop wraps them for its device.
         shipped: the name of the module whose averaged weights are the result.
-        data: the training data.
+        data: the training data; `paella.data.collate` makes its batches.
     """
 
     modules: dict[str, nn.Module]
     shipped: str
-    data: PictureData
+    data: Any
     device: torch.device = torch.device("cpu")  # the loop's, set before the first step
 
     @abstractmethod
-    def losses(self, pixels: Tensor, annotations: Any, step: int) -> Iterator[Loss]:
+    def losses(self, pixels: Any, annotations: Any, step: int) -> Iterator[Loss]:
         """Yields one loss for each module in turn; the loop updates the module before it asks for the next.
 
         A loss must leave no gradient in the other modules.
 
         Args:
-            pixels: (B,3,H,W) in [0, 1]; of encoded data, the tokens (B,h,w).
+            pixels: (B,3,H,W) in [0, 1]; of encoded data, the tokens (B,h,w); where none are needed, captions.
             annotations: what the data says of each picture: its caption, or a label map; of encoded data, embeddings.
         """
 

@@ -21,10 +21,14 @@ class DataConfig:
     size: int = 64  # pixels, a side
     snap: int = 1  # scenes: sizes and places in multiples of this many pixels
     jitter: int = BACKGROUND_JITTER  # scenes: how far each channel of a background strays from the named colour
-    # scenes: how often there is one object in the middle, a small one, two side by side, one above another
+    # scenes: how often there is one object in the middle, a small one, two side by side, one above another, one
+    # repeated
     shares: tuple[float, ...] = LAYOUT_SHARES
     objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
-    wording: str = "any"  # scenes: of the captions; "full" ones name the background, a "name" is the object's alone
+    patterned: float = 0.0  # scenes: share of the backgrounds that have two colours
+    # scenes: of the captions; "full" ones name the background, a "name" is the object's alone, "plain" ones name things
+    # in the order of their places, "varied" ones say the same in other words and languages
+    wording: str = "any"
     mirrored: float = 0.5  # scenes: share of pairs worded "B to the right of A" in place of "A to the left of B"
     lookalike_groups: bool = False  # scenes: each with its three hard negatives
     workers: int = 0  # data loader processes

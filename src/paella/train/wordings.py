@@ -1,0 +1,122 @@
+"""Teaches CLIP's text tower other words, orders and languages: each caption to mean what the plain one means.
+
+No picture is needed, and none is drawn: the targets are the embeddings that the tower itself gave to plain captions
+before it learned. Pictures keep their embeddings, and so does the space that a predictor reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from paella.checkpoint import about_argument, model_folder
+from paella.clip import Clip
+from paella.data import open_data
+from paella.data.scenes import Scenes
+from paella.images import contact_sheet
+from paella.train.loop import Loss, Stage, train
+from paella.train.recipe import Recipe
+
+GALLERY = 1000
+SHOWN = 16
+
+
+@dataclass
+class WordingsRecipe(Recipe):
+    scale: float = 20.0  # of the logits: how near a caption must be to its own plain one rather than to another
+
+
+class Reworded:
+    """The data set: `[index]` is a scene's (varied caption, plain caption that says the same)."""
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        return self.scenes.wordings(index)
+
+
+class TextTower(nn.Module):
+    """Token ids -> unit embeddings, as one forward pass, as training needs it."""
+
+    def __init__(self, clip: Clip) -> None:
+        super().__init__()
+        self.text_model, self.text_projection = clip.model.text_model, clip.model.text_projection
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B,L) int64 -> (B,d) float32."""
+        return F.normalize(self.text_projection(self.text_model(input_ids=ids).pooler_output).float(), dim=-1)
+
+
+class WordingsStage(Stage):
+    shipped = "text"
+
+    def __init__(self, recipe: WordingsRecipe) -> None:
+        self.recipe = recipe
+        scenes = open_data(recipe.data, recipe.seed)
+        if not isinstance(scenes, Scenes):
+            raise ValueError("data.folder: other words are known of emoji scenes alone")
+        if recipe.init_from is None:
+            raise ValueError("init_from: must be a model whose CLIP is to learn other words")
+        with about_argument("init_from"):
+            self.clip, self.teacher = (Clip.load(model_folder(recipe.init_from) / "clip") for _ in range(2))
+        self.data = Reworded(scenes)
+        self.modules = {"text": TextTower(self.clip).train()}
+        others = open_data(recipe.data, recipe.seed + 1)
+        assert isinstance(others, Scenes)
+        self.gallery = distinct([others.wordings(index) for index in range(2 * GALLERY)])[:GALLERY]
+
+    def losses(self, pixels: Sequence[str], annotations: Sequence[str], step: int) -> Iterator[Loss]:
+        varied, plain = pixels, annotations
+        text = self.modules["text"](self.clip.tokenize(varied).to(self.device))
+        target = self.targets(plain)
+        logits = self.recipe.scale * text @ target.T
+        # a plain caption that is there twice is as right in both places
+        same = torch.tensor([[one == other for other in plain] for one in plain], device=self.device)
+        contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
+        distance = (text - target).square().sum(1).mean()
+        yield "text", contrastive + distance, {"contrastive": contrastive, "distance": distance}
+
+    @torch.no_grad()
+    def targets(self, plain: Sequence[str]) -> Tensor:
+        """(B,d): the unit embeddings that the tower gave before it learned."""
+        self.teacher.to(self.device)
+        return F.normalize(self.teacher.unwhitened().embed_text(plain).float(), dim=-1)
+
+    def found(self) -> list[int]:
+        """For each varied caption of the gallery, which plain one is nearest to it."""
+        varied, plain = zip(*self.gallery, strict=True)
+        return (
+            (self.modules["text"](self.clip.tokenize(varied).to(self.device)) @ self.targets(plain).T)
+            .argmax(1)
+            .tolist()
+        )
+
+    def evaluate(self, shipped: nn.Module) -> dict[str, float]:
+        right = sum(found == own for own, found in enumerate(self.found()))
+        return {"R@1": right / len(self.gallery), "chance": 1 / len(self.gallery)}
+
+    def preview(self, shipped: nn.Module) -> Image.Image:
+        """Varied captions of the gallery, each with the plain one that it finds."""
+        blank = Image.new("RGB", (128, 4), "white")
+        found = self.found()[:SHOWN]
+        pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(found)]
+        return contact_sheet([blank] * len(pairs), pairs, columns=4)
+
+    def save(self, shipped: nn.Module, folder: Path) -> None:
+        self.clip.save(folder / "clip")
+
+
+def distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The pairs, of each plain caption the first."""
+    return [(varied, plain) for plain, varied in {plain: varied for varied, plain in reversed(pairs)}.items()]
+
+
+def main(recipe: WordingsRecipe) -> Path:
+    return train(WordingsStage(recipe), recipe)
