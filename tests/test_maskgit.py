@@ -7,7 +7,7 @@ import torch
 from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
-from paella.baselines import maskgit
+from paella import logits
 from paella.baselines.maskgit import MaskGIT, lowest
 from paella.canvas import Canvas
 from paella.noise import level
@@ -114,7 +114,7 @@ COLD = replace(PLAIN, temperature=0.02)  # draws token 7 wherever it is any like
 
 def test_the_most_confident_are_kept_as_far_as_the_noise_lets_them(monkeypatch: pytest.MonkeyPatch) -> None:
     def kept(scale: float) -> Tensor:
-        monkeypatch.setattr(maskgit, "CHOICE_TEMPERATURE", scale)
+        monkeypatch.setattr(logits, "CHOICE_TEMPERATURE", scale)
         watched = Watched(sure_on_the_left)
         run(watched, a_canvas(0, height=1, width=40), replace(COLD, steps=3), 0)
         return watched.tokens[1][0, 0] != MASK

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paella.canvas import Canvas
 from paella.noise import RENOISE_SOURCES, level
-from paella.sampler import Denoise, SamplerSettings, guided, sample
+from paella.sampler import RENOISE_PLACES, Denoise, SamplerSettings, guided, sample
 
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
 
@@ -143,12 +143,39 @@ def test_fresh_renoising_is_uniform_over_the_codes() -> None:
     assert ((first == canvas.tokens) & (first != 7)).float().mean() < 0.1  # not the initial tokens again
 
 
+def sure_at_the_left(tokens: Tensor, t: Tensor) -> Tensor:
+    """Token 7 everywhere, beyond doubt in the left half, likely in the right one."""
+    logits = always(7)(tokens, t).float()
+    logits[:, 7, :, tokens.shape[2] // 2 :] = logits[:, 6].max() + 6
+    return logits
+
+
+@pytest.mark.parametrize("frozen_rows", [0, 16])
+def test_unsure_tokens_become_noise_first_and_in_the_same_share(
+    monkeypatch: pytest.MonkeyPatch, frozen_rows: int
+) -> None:
+    monkeypatch.setattr("paella.logits.CHOICE_TEMPERATURE", 0.0)
+    canvas = a_canvas(0, height=32, width=32)
+    canvas = replace(canvas, tokens=canvas.tokens.masked_fill(canvas.tokens == 7, 6))
+    frozen = canvas.frozen.clone()
+    frozen[:, :frozen_rows] = True
+    outputs = run(sure_at_the_left, replace(canvas, frozen=frozen), replace(PLAIN, steps=4, renoise_at="unsure"), 0)
+    for step, tokens in enumerate(outputs[:-1], 1):
+        noise = (tokens != 7)[:, frozen_rows:]
+        share = level(torch.tensor([1 - step / 4])).item()
+        assert noise.float().mean().item() == pytest.approx(share, abs=0.01)
+        left, right = noise[:, :, :16].float().mean().item(), noise[:, :, 16:].float().mean().item()
+        assert right == 1 or left == 0
+        assert torch.equal(tokens[frozen], canvas.tokens[frozen])
+
+
 # --- seeds ---
 
 
+@pytest.mark.parametrize("renoise_at", RENOISE_PLACES)
 @pytest.mark.parametrize("renoise", RENOISE_SOURCES)
-def test_a_picture_depends_on_its_own_generator_alone(renoise: str) -> None:
-    settings = replace(PLAIN, renoise=renoise, typical_mass=0.9)
+def test_a_picture_depends_on_its_own_generator_alone(renoise: str, renoise_at: str) -> None:
+    settings = replace(PLAIN, renoise=renoise, renoise_at=renoise_at, typical_mass=0.9)
     together = run(echo, a_canvas(0, 1, 2), settings, 0, 1, 2)
     for seed in range(3):
         alone = run(echo, a_canvas(seed), settings, seed)

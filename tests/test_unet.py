@@ -1,5 +1,7 @@
 """Laws of the token predictor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ def test_grids_that_the_stride_divides_are_not_padded(
     tokens, condition, t = inputs(8, 12)
     logits, small = predictor(tokens, condition, t), inputs(9, 8)
     padded = predictor(*small)
-    monkeypatch.setattr(unet, "_padding", lambda height, width, stride: (0, 0))
+    monkeypatch.setattr(unet, "_padding", lambda height, width, stride, least: (0, 0))
     assert torch.equal(predictor(tokens, condition, t), logits)
     with pytest.raises(RuntimeError):  # so padding is what the other grids live by
         assert predictor(*small).shape == padded.shape
@@ -84,8 +86,25 @@ def test_skip_connections_enter_the_first_block_of_every_up_level_but_the_lowest
     assert isinstance(predictor.up_blocks[0][-1], nn.ConvTranspose2d)
 
 
+@pytest.mark.parametrize("kernels", [(1,), (3,), (5,), (1, 3, 7)])
+def test_kernels_come_in_turn_and_fit_grids_of_any_size(kernels: tuple[int, ...]) -> None:
+    model = TokenPredictor(replace(CONFIG, kernels=kernels))
+    sides = [block.depthwise[1].kernel_size[0] for block in model.modules() if isinstance(block, ResBlock)]
+    assert sides == [kernels[i % len(kernels)] for i in range(8)]
+    for height, width in ((1, 1), (3, 9), (8, 8), (16, 4)):
+        tokens, condition, t = inputs(height, width)
+        assert model(tokens, condition, t).shape == (2, 20, height, width)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"down_levels": (1, 1), "up_levels": (1,)}, {"down_levels": (), "up_levels": ()}, {"c_hidden": 10}]
+    "wrong",
+    [
+        {"kernels": (2,)},
+        {"kernels": ()},
+        {"down_levels": (1, 1), "up_levels": (1,)},
+        {"down_levels": (), "up_levels": ()},
+        {"c_hidden": 10},
+    ],
 )
 def test_a_config_that_cannot_be_built_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="unet:"):

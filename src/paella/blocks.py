@@ -77,11 +77,14 @@ class ResBlock(nn.Module):
         c_cond: channels of the condition and the time embedding together.
         c_skip: channels of the skip connection from the encoder, 0 = none.
         depth: how many blocks share this half of the network; the more, the less each adds at the start.
+        kernel: side of the depthwise convolution, odd.
     """
 
-    def __init__(self, channels: int, c_cond: int, c_skip: int, depth: int) -> None:
+    def __init__(self, channels: int, c_cond: int, c_skip: int, depth: int, kernel: int = 3) -> None:
         super().__init__()
-        self.depthwise = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3, groups=channels))
+        self.depthwise = nn.Sequential(
+            nn.ReflectionPad2d(kernel // 2), nn.Conv2d(channels, channels, kernel, groups=channels)
+        )
         self.ln = ModulatedLayerNorm(channels)
         self.channelwise = nn.Sequential(
             nn.Linear(channels + c_skip, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels)

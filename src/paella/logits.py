@@ -84,6 +84,26 @@ def _selected(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tens
     return keep
 
 
+CHOICE_TEMPERATURE = 4.5  # of the noise on confidences where all is noise: MaskGIT's published value
+
+
+def confidence(logits: Tensor, tokens: Tensor, t: float, uniform: Tensor) -> Tensor:
+    """How sure a predictor is of its tokens: their log-probability, plus Gumbel noise whose scale falls with t
+    (MaskGIT, Chang et al. 2022).
+
+    Args:
+        logits: (B,N,h,w).
+        tokens: (B,h,w) int64.
+        t: in [0, 1], the time to come.
+        uniform: (B,h,w) in [0, 1).
+
+    Returns:
+        (B,h,w) float32.
+    """
+    log_p = logits.float().log_softmax(1).gather(1, tokens[:, None])[:, 0]
+    return log_p + CHOICE_TEMPERATURE * t * -(-uniform.log()).log()
+
+
 def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """One token per row from softmax(logits / temperature), by inverting its distribution at `uniform`.
 

@@ -12,12 +12,29 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
-from paella.logits import draw, guide, typical_keep
+from paella.logits import confidence, draw, guide, typical_keep
 from paella.noise import RENOISE_SOURCES, add_noise
 
 CACHED = 2**19  # logits filtered at a time on a CPU, whose caches hold these and not all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
+
+
+def anywhere(logits: Tensor, drawn: Tensor, frozen: Tensor, t: float, uniform: Tensor) -> Tensor:
+    """Each token becomes noise by chance alone: the paper's choice."""
+    return uniform
+
+
+def least_sure(logits: Tensor, drawn: Tensor, frozen: Tensor, t: float, uniform: Tensor) -> Tensor:
+    """Of the tokens that are not frozen, those become noise first that the predictor is least sure of."""
+    sure = confidence(logits, drawn, t, uniform).masked_fill(frozen, torch.inf).flatten(1)
+    ranks = sure.argsort(dim=1, stable=True).argsort(dim=1)
+    return (ranks / (~frozen).flatten(1).sum(1, keepdim=True)).view_as(uniform)
+
+
+# Where noise is put between two steps: (logits (B,N,h,w), the tokens drawn from them (B,h,w), frozen (B,h,w) bool, the
+# next t, uniform random numbers (B,h,w)) -> numbers (B,h,w); the tokens of those below s(t) become noise.
+RENOISE_PLACES = {"random": anywhere, "unsure": least_sure}
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class SamplerSettings:
         typical_mass: τ in (0, 1]; 1 = no filter.
         temperature: > 0.
         renoise: where the noise between steps comes from: "initial", "previous" or "fresh".
+        renoise_at: which tokens it replaces: "random" ones, or the "unsure" ones, as MaskGIT chooses.
         min_tokens: how many tokens the filter keeps at least.
     """
 
@@ -38,6 +56,7 @@ class SamplerSettings:
     typical_mass: float = 0.2
     temperature: float = 1.0
     renoise: str = "initial"
+    renoise_at: str = "random"
     min_tokens: int = 1
 
     def __post_init__(self) -> None:
@@ -51,6 +70,8 @@ class SamplerSettings:
             raise ValueError(f"temperature: must be a finite number above 0, not {self.temperature}")
         if self.renoise not in RENOISE_SOURCES:
             raise ValueError(f"renoise: must be one of {', '.join(RENOISE_SOURCES)}, not {self.renoise!r}")
+        if self.renoise_at not in RENOISE_PLACES:
+            raise ValueError(f"renoise_at: must be one of {', '.join(RENOISE_PLACES)}, not {self.renoise_at!r}")
         if self.min_tokens < 1:
             raise ValueError(f"min_tokens: must be at least 1, not {self.min_tokens}")
 
@@ -105,7 +126,7 @@ def sample(
     if canvas.start == 0:
         return
     uniform = partial(uniform_numbers, generators, tokens)
-    renoise_source = RENOISE_SOURCES[settings.renoise]
+    renoise_source, renoise_places = RENOISE_SOURCES[settings.renoise], RENOISE_PLACES[settings.renoise_at]
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
         logits = denoise(tokens, torch.full((len(tokens),), t, device=device))
@@ -113,7 +134,8 @@ def sample(
         drawn = torch.where(canvas.frozen, canvas.tokens, draw_typical(logits, settings, uniform()))
         if t_next > 0:
             noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
-            noisy = add_noise(drawn, torch.full((len(tokens),), t_next, device=device), noise, uniform())
+            places = renoise_places(logits, drawn, canvas.frozen, t_next, uniform())
+            noisy = add_noise(drawn, torch.full((len(tokens),), t_next, device=device), noise, places)
             drawn = torch.where(canvas.frozen, canvas.tokens, noisy)
         tokens = drawn
         yield tokens

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class UNetConfig:
     c_r: int = 64  # size of the time embedding
     down_levels: tuple[int, ...] = (4, 8, 16)  # residual blocks of each level, on the way down
     up_levels: tuple[int, ...] = (16, 8, 4)  # ... and on the way up, lowest level first
+    kernels: tuple[int, ...] = (3,)  # sides of the blocks' depthwise convolutions, block by block in turn
     mask_token: bool = False  # one more input, number N, of which the predictor says what it hides (MaskGIT)
 
     def __post_init__(self) -> None:
@@ -29,6 +31,8 @@ class UNetConfig:
             raise ValueError(
                 f"unet: down_levels and up_levels must be equally many, not {levels}, {len(self.up_levels)}"
             )
+        if not self.kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
+            raise ValueError(f"unet: kernels must be odd numbers, not {self.kernels}")
         if self.c_hidden % 2 ** (levels - 1):
             raise ValueError(f"unet: c_hidden must be a multiple of {2 ** (levels - 1)}, not {self.c_hidden}")
 
@@ -42,19 +46,21 @@ class TokenPredictor(nn.Module):
         levels = len(config.down_levels)
         widths = [config.c_hidden // 2 ** (levels - 1 - i) for i in range(levels)]
         c_cond = config.c_clip + config.c_r
+        kernels = cycle(config.kernels)
         self.embedding = nn.Embedding(config.num_labels + config.mask_token, widths[0])
         # The published model's layout: the convolution into a level opens its list on the way down, and the one out
         # of it closes the list on the way up.
         self.down_blocks = nn.ModuleList()
         for i, (width, count) in enumerate(zip(widths, config.down_levels, strict=True)):
             blocks: list[nn.Module] = [HalvingConv2d(widths[i - 1], width)] if i else []
-            blocks += [ResBlock(width, c_cond, 0, sum(config.down_levels)) for _ in range(count)]
+            blocks += [ResBlock(width, c_cond, 0, sum(config.down_levels), next(kernels)) for _ in range(count)]
             self.down_blocks.append(nn.ModuleList(blocks))
         self.up_blocks = nn.ModuleList()
         for i, count in enumerate(config.up_levels):
             width = widths[levels - 1 - i]
             blocks = [
-                ResBlock(width, c_cond, width if j == 0 and i > 0 else 0, sum(config.up_levels)) for j in range(count)
+                ResBlock(width, c_cond, width if j == 0 and i > 0 else 0, sum(config.up_levels), next(kernels))
+                for j in range(count)
             ]
             if i < levels - 1:
                 blocks.append(nn.ConvTranspose2d(width, widths[levels - 2 - i], 4, stride=2, padding=1))
@@ -65,6 +71,11 @@ class TokenPredictor(nn.Module):
     def stride(self) -> int:
         """The grid's side must be a multiple of this inside; other grids are padded."""
         return 2 ** (len(self.config.down_levels) - 1)
+
+    @property
+    def least(self) -> int:
+        """The grid's smallest side inside: reflection needs more cells at the lowest level than it pads."""
+        return self.stride * max(2, *(kernel // 2 + 1 for kernel in self.config.kernels))
 
     def forward(self, tokens: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """Noisy tokens -> logits of the clean ones.
@@ -106,8 +117,9 @@ class TokenPredictor(nn.Module):
         """What is computed at every step: logits (B,N,h,w), given each block's share of the condition (B,C,h',w') and
         the time embedding (B,c_r)."""
         height, width = tokens.shape[-2:]
-        x = self.embedding(_padded(tokens, self.stride)).permute(0, 3, 1, 2)
-        maps = [_padded_like(m, height, width, self.stride) for m in maps]
+        bottom, right = _padding(height, width, self.stride, self.least)
+        x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
+        maps = [_padded_like(m, height, width, bottom, right) for m in maps]
         e = e.to(x.dtype)
         remaining = iter(maps)
 
@@ -132,24 +144,21 @@ class TokenPredictor(nn.Module):
         return self.clf(x)[..., :height, :width]
 
 
-def _padding(height: int, width: int, stride: int) -> tuple[int, int]:
-    """Rows and columns to add: to a multiple of the stride, with the two cells at the lowest level that reflection
-    needs."""
-    bottom, right = (max(-(-side // stride), 2) * stride - side for side in (height, width))
+def _padding(height: int, width: int, stride: int, least: int) -> tuple[int, int]:
+    """Rows and columns to add: to a multiple of the stride that is no less than `least`."""
+    bottom, right = (max(-(-side // stride) * stride, least) - side for side in (height, width))
     return bottom, right
 
 
-def _padded(tokens: Tensor, stride: int) -> Tensor:
-    """The grid with its last row and column repeated as far as the U-Net needs."""
-    bottom, right = _padding(tokens.shape[-2], tokens.shape[-1], stride)
+def _padded(tokens: Tensor, bottom: int, right: int) -> Tensor:
+    """The grid with its last row and column repeated so often."""
     if not (bottom or right):
         return tokens
     return F.pad(tokens[:, None].float(), (0, right, 0, bottom), mode="replicate")[:, 0].long()
 
 
-def _padded_like(m: Tensor, height: int, width: int, stride: int) -> Tensor:
+def _padded_like(m: Tensor, height: int, width: int, bottom: int, right: int) -> Tensor:
     """A modulation map brought to the grid's size and padded as the grid is; one place stays one place."""
-    bottom, right = _padding(height, width, stride)
     if m.shape[-2:] == (1, 1) or not (bottom or right):
         return m
     if m.shape[-2:] != (height, width):

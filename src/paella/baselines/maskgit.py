@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.logits import confidence
 from paella.noise import level
 from paella.sampler import Denoise, SamplerSettings, draw_typical, uniform_numbers
-
-CHOICE_TEMPERATURE = 4.5  # of the noise on confidences, at the start: the published value
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,9 @@ class MaskGIT:
             logits = denoise(tokens.masked_fill(hidden, self.mask), everywhere(t))
             tokens = torch.where(hidden, draw_typical(logits, settings, uniform()), tokens)
             if t_next > 0:
-                log_p = logits.float().log_softmax(1).gather(1, tokens[:, None])[:, 0]
-                gumbel = -(-uniform().log()).log()
-                confidence = log_p + CHOICE_TEMPERATURE * t_next * gumbel
+                sure = confidence(logits, tokens, t_next, uniform()).masked_fill(~hidden, torch.inf)
                 count = (level(everywhere(t_next)) * free).floor().minimum(hidden.sum((1, 2)) - 1)
-                hidden = lowest(confidence.masked_fill(~hidden, torch.inf), count)
+                hidden = lowest(sure, count)
             yield tokens
 
 
