@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from conftest import Run, files
 from PIL import Image
 
 from paella import experiments
+from paella.checkpoint import read_tensors, write_tensors
+from paella.clip import WHITENING
 from paella.experiments.experiment import REFERENCE, Experiment, Rows
 from paella.pipeline import Paella
 from paella.unet import TokenPredictor
@@ -103,6 +106,14 @@ def test_rows_of_other_conditions_are_set_aside(experiment: Run, tmp_path: Path)
     result = experiment("batch", "--seed", 1)
     assert result.code == 0 and "was measured otherwise (seed); it is out/batch-before.json now" in result.err
     assert json.loads(Path("out/batch-before.json").read_text())["rows"] == before != rows_in("batch")
+
+
+def test_a_clip_that_is_whitened_otherwise_is_another(experiment: Run, tmp_path: Path, tiny_model: Path) -> None:
+    assert experiment("batch").code == 0
+    other = copytree(tiny_model, tmp_path / "other")
+    file = other / "clip" / WHITENING
+    write_tensors({name: 2 * value for name, value in read_tensors(file).items()}, file)
+    assert "was measured otherwise (weights)" in experiment("batch", "--model", other).err
 
 
 def test_what_it_needs_is_told_before_the_work(

@@ -39,7 +39,7 @@ ALLOWED = {
     "trajectory": {"canvas", "images", "logits", "sampler"},
     "engine": {
         *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
-        *("checkpoint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
+        *("checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},
 }

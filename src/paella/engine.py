@@ -19,6 +19,7 @@ from paella import checkpoint, edits, memory
 from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
+from paella.fingerprint import fingerprint
 from paella.images import to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
@@ -165,6 +166,11 @@ class Engine:
     def dtype(self) -> torch.dtype:
         """Of the predictor."""
         return self.predictor.clf.weight.dtype
+
+    def fingerprint(self) -> str:
+        """Of all weights that its pictures depend on, in the dtypes that they have here; see `fingerprint`."""
+        read = self.clip.weights() if isinstance(self.clip, Clip) else self.clip.state_dict()
+        return fingerprint(self.predictor.state_dict(), self.vqgan.state_dict(), read)
 
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the tokenizer gives them back: the best that any picture of this model can be.

@@ -82,15 +82,11 @@ SAID = ("seed", "model", "weights", "dtype", "device", "steps", "guidance", "typ
 
 def _conditions(pipeline: Paella, number: int, seed: int) -> dict[str, Any]:
     """What all rows of a table must have in common."""
-    from paella.clip import Clip
-    from paella.fingerprint import fingerprint
-
-    parts = [pipeline.predictor, pipeline.vqgan, *([pipeline.clip.model] if isinstance(pipeline.clip, Clip) else [])]
     return {
         "number": number,
         "seed": seed,
         "model": pipeline.name,
-        "weights": fingerprint(*(part.state_dict() for part in parts))[:12],
+        "weights": pipeline.fingerprint()[:12],
         "sampler": asdict(pipeline.settings),
         "dtype": str(pipeline.dtype).removeprefix("torch."),
         "device": str(pipeline.device),

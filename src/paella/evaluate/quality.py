@@ -40,9 +40,7 @@ from paella.evaluate.metrics import (
     recall,
     ssim,
 )
-from paella.evaluate.parts import clip_of
 from paella.evaluate.processes import gathered, place
-from paella.fingerprint import fingerprint
 from paella.images import to_pictures, to_tensor
 
 if TYPE_CHECKING:
@@ -184,14 +182,13 @@ def evaluate_quality(
     number, processes = place()
     digest, captions = _contents(real, 2 * n)
     asked = captions[n:] if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
-    weights = (pipeline.predictor.state_dict(), pipeline.vqgan.state_dict(), clip_of(pipeline).weights())
     about = {
         "n": n,
         "processes": processes,
         "seed": seed,
         "prompts": hashlib.sha256("\n".join(asked).encode()).hexdigest(),
         "sampler": asdict(pipeline.settings) | settings,
-        "model": {"name": pipeline.name, "sha256": fingerprint(*weights)},
+        "model": {"name": pipeline.name, "sha256": pipeline.fingerprint()},
         "dtype": str(pipeline.dtype),
         "features": extractor.record,
     }
