@@ -1,12 +1,14 @@
 """Laws of guidance, the locally typical filter and the draw."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paella import logits as of_logits
-from paella.logits import draw, guide, typical_keep
+from paella.logits import draw, entropy, guide, typical_keep
 
 
 def slow_typical_keep(logits: torch.Tensor, mass: float, min_tokens: int) -> torch.Tensor:
@@ -41,6 +43,27 @@ def test_guidance_goes_on_along_the_line() -> None:
     conditional, unconditional = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 2.0]])
     assert guide(conditional, unconditional, 4.0).tolist() == [[9.0, -2.0]]
     assert guide(conditional, unconditional, -1.0).tolist() == [[-1.0, 3.0]]
+
+
+# --- entropy ---
+
+
+def test_entropy_makes_nothing_as_large_as_the_logits() -> None:
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            result = func(*args, **(kwargs or {}))
+            largest = max(largest, result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    logits = random_logits(2 * 8 * 5).view(2, 8, 5, 50).permute(0, 3, 1, 2).bfloat16()
+    with Watch():
+        found = entropy(logits)
+    assert 0 < largest <= logits.numel() / 8
+    p = logits.double().softmax(1)
+    torch.testing.assert_close(found.double(), -(p * p.log()).sum(1), rtol=1e-4, atol=1e-6)
 
 
 # --- the locally typical filter ---

@@ -23,7 +23,13 @@ def bytes_of(model: Paella, run: Run, at_once: int = 1) -> int:
 
 
 def test_the_estimate_grows_linearly_with_the_area(tiny: Paella) -> None:
-    for run in (Run(100, 100), Run(100, 100, count=5), Run(100, 100, guided=False), Run(100, 100, regions=2)):
+    for run in (
+        Run(100, 100),
+        Run(100, 100, count=5),
+        Run(100, 100, guided=False),
+        Run(100, 100, regions=2),
+        Run(100, 100, steps=8),
+    ):
         sizes = [replace(run, height=100 * k) for k in (1, 2, 3)]
         once, twice, thrice = (bytes_of(tiny, size) for size in sizes)
         assert 0 < twice - once == thrice - twice
@@ -35,6 +41,7 @@ def test_it_grows_with_all_that_takes_memory(tiny: Paella) -> None:
     assert bytes_of(tiny, Run(64, 64, count=2)) > plain
     assert bytes_of(tiny, Run(64, 64, regions=1)) > plain
     assert bytes_of(tiny, Run(64, 64), at_once=2) > plain
+    assert bytes_of(tiny, Run(64, 64, count=9, steps=8)) - bytes_of(tiny, Run(64, 64, count=9)) > 72 * 4 * 256**2
 
 
 def test_guidance_and_float32_take_more_where_the_predictor_is_what_counts() -> None:
@@ -106,6 +113,16 @@ def test_the_largest_size_it_names_is_accepted_and_the_next_is_not(
     tiny.generate("a dog", n=count, size=largest, steps=1)
     with pytest.raises(ValueError, match=r"^size: "):
         tiny.generate("a dog", n=count, size=largest + 4)
+
+
+def test_the_steps_of_a_trajectory_count(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: bytes_of(tiny, Run(8, 8, 2, steps=3)))
+    assert len(tiny.generate("a dog", n=2, steps=3, trajectory=True)) == 2
+    with pytest.raises(ValueError, match=r"^size: 2 pictures "):
+        tiny.generate("a dog", n=2, steps=4, trajectory=True)
+    tiny.generate("a dog", n=2, steps=4)
+    with pytest.raises(ValueError, match=r"^steps: "):
+        tiny.generate("a dog", steps=0, trajectory=True)
 
 
 def test_where_not_even_one_token_fits_it_suggests_nothing(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:

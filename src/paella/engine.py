@@ -208,10 +208,25 @@ class Engine:
         Raises:
             ValueError: there is not enough memory.
         """
-        f, guidance = self.vqgan.config.f, options.get("guidance")
-        guided = (self.settings.guidance if guidance is None else guidance) != 1
-        run = memory.Run(-(-height // f), -(-width // f), count, guided, regions)
+        grid = [-(-side // self.vqgan.config.f) for side in (height, width)]
+        run = self._run(grid, count, self._settings(options), options, regions)
         memory.check(self.predictor, self.vqgan, run, argument)
+
+    def _settings(self, options: Options, renoise: str | None = None) -> SamplerSettings:
+        """Those of this call: the model's own, but for what is given.
+
+        Raises:
+            ValueError: one is out of range.
+        """
+        given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
+        changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
+        return replace(self.settings, **changed)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _run(grid: Sequence[int], count: int, settings: SamplerSettings, options: Options, regions: int) -> memory.Run:
+        """What the estimate of memory is told; `grid` is in tokens."""
+        steps = settings.steps if options.get("trajectory") else 0
+        return memory.Run(*grid, count, settings.guidance != 1, regions, steps)
 
     def _draw(
         self,
@@ -241,9 +256,7 @@ class Engine:
         """
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
-        given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
-        changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
-        settings = replace(self.settings, **changed)  # type: ignore[arg-type]
+        settings = self._settings(options, renoise)
         seeds = self._seeds(options.get("seed", 0), len(prompts)) if seeds is None else seeds
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
@@ -338,7 +351,7 @@ class Engine:
         if self.device.type != "cpu":
             is_map = canvas.condition.shape[-2:] != (1, 1)
             count, height, width = canvas.tokens.shape
-            run = memory.Run(height, width, count, settings.guidance != 1, regions=int(is_map))
+            run = self._run((height, width), count, settings, options, regions=int(is_map))
             chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most=16)
         method, on_step = method_of(self.predictor), options.get("on_step")
         for first in range(0, len(generators), chunk):

@@ -13,8 +13,12 @@ def guide(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Of each position's distribution, in nats, 0 ... ln N: logits (B,N,h,w) of any float dtype -> (B,h,w) float32."""
-    return torch.special.entr(logits.float().softmax(1)).sum(1)
+    """Of each position's distribution, in nats, 0 ... ln N: logits (B,N,h,w) of any float dtype -> (B,h,w) float32.
+
+    Row by row of the grid, so that it takes little memory beside the logits.
+    """
+    rows = [torch.special.entr(row.float().softmax(1)).sum(1) for row in logits.split(1, dim=2)]
+    return torch.cat(rows, dim=1)
 
 
 def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:

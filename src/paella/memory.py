@@ -7,7 +7,7 @@ after the other, so the largest of them counts, beside what stays throughout.
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Run:
         count: pictures; those that are finished are kept.
         guided: both conditions go through the predictor, in one batch.
         regions: how many prompts have a region of their own; with any, the condition is a map and not one place.
+        steps: how many steps of each picture are kept, decoded: none without a trajectory.
     """
 
     height: int
@@ -42,6 +43,7 @@ class Run:
     count: int = 1
     guided: bool = True
     regions: int = 0
+    steps: int = 0
 
 
 def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> int:
@@ -65,6 +67,7 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     painting = min(pixels, TILE**2) * _decoder_bytes(vqgan) + pixels * 6 * FLOAT  # a tile; the picture, clamped
     finishing = pixels * 24 * FLOAT  # compositing: colours as float32, their differences, and these on coarser grids
     kept = run.count * (pixels * 4 + places * 24)  # RGB in PIL has four bytes; tokens, noise, what is frozen
+    kept += (run.count + at_once) * run.steps * (pixels * 4 + places * 8)  # as drawn, and as finished
     if run.regions:
         d = predictor.config.c_clip
         blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
@@ -116,7 +119,7 @@ def check(predictor: Predictor, vqgan: VQGAN, run: Run, argument: str) -> None:
     f = vqgan.config.f
 
     def square(side: int) -> int:
-        return needed(predictor, vqgan, Run(side, side, run.count, run.guided, run.regions))
+        return needed(predictor, vqgan, replace(run, height=side, width=side))
 
     fitting = f * bisect.bisect_right(range(1, max(run.height, run.width) + 1), left, key=square)
     what = "a picture" if run.count == 1 else f"{run.count} pictures"
