@@ -70,7 +70,7 @@ def main() -> None:
             classifier_free_scale=settings.guidance,
             renoise_steps=settings.steps - 1,
         )
-        to_pictures(ours._decode(tokens))
+        to_pictures(ours.decode(tokens))
 
     def our_picture() -> None:
         ours.generate("a given embedding", size=size)

@@ -68,7 +68,7 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
 ) -> None:
     from paella.engine import Engine
 
-    usual, drawn = Engine._decode, []
+    usual, drawn = Engine.decode, []
 
     def decode(engine: Engine, tokens: Any) -> Any:
         if len(drawn) == finished:
@@ -76,7 +76,7 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
         drawn.append(tokens)
         return usual(engine, tokens)
 
-    monkeypatch.setattr(Engine, "_decode", decode)
+    monkeypatch.setattr(Engine, "decode", decode)
     result = generate("a fox", "a bear", "an owl", "-o", "out")
     assert (result.code, result.err.count("\n")) == (130, 1)
     assert result.err.startswith(f"paella: warning: interrupted: {finished} of 3 pictures")

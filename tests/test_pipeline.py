@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from paella.engine import resolve_device, resolve_dtype
+from paella.images import to_pictures
 from paella.pipeline import Cancelled, Interrupted, Paella
 from paella.sampler import SamplerSettings
 
@@ -213,6 +214,15 @@ def test_only_the_predictor_takes_the_dtype(tiny_model: Any, dtype: str) -> None
     assert content(half.generate("a dog", n=2)) == [
         picture.tobytes() for seed in (0, 1) for picture in half.generate("a dog", seed=seed)
     ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", *HALVES])
+def test_what_is_decoded_is_what_is_drawn(tiny_model: Any, dtype: str) -> None:
+    model = Paella.from_pretrained(tiny_model, device="cpu", dtype=dtype)
+    seen: list[torch.Tensor] = []
+    (picture,) = model.generate("a dog", on_step=lambda step, steps, tokens: seen.append(tokens))  # type: ignore[func-returns-value]
+    pixels = model.decode(seen[-1])
+    assert pixels.dtype == torch.float32 and content(to_pictures(pixels)) == content([picture])
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -79,6 +79,17 @@ def test_where_tiles_differ_one_passes_linearly_into_the_next() -> None:
     torch.testing.assert_close(row[8:16], (torch.arange(8) + 0.5) / 8)
 
 
+def test_half_precision_is_blended_in_float32() -> None:
+    tokens = grid(37, 50)
+    shades = torch.linspace(0, 1, 40).bfloat16()[tokens]
+
+    def paint(part: Tensor) -> Tensor:
+        return torch.linspace(0, 1, 40).bfloat16()[part][:, None].expand(-1, 3, -1, -1)
+
+    found = tiles.decoded(paint, tokens, 1, 16, 4)
+    torch.testing.assert_close(found, shades.float()[:, None].expand_as(found), rtol=0, atol=1e-6)
+
+
 def test_only_above_a_fixed_area_are_there_tiles(small_tiles: Callable[[int, int], None]) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -172,13 +172,23 @@ class Engine:
         read = self.clip.weights() if isinstance(self.clip, Clip) else self.clip.state_dict()
         return fingerprint(self.predictor.state_dict(), self.vqgan.state_dict(), read)
 
+    @torch.inference_mode()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B,h,w) -> pixels (B,3,f·h,f·w) in [0, 1], float32 on the CPU: as every picture is decoded.
+
+        Where the predictor is bfloat16, so are the decoder's matrix products: colours move by 2 of 255 at most. float16
+        would not do, as decoders pass its range.
+        """
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.vqgan.decode(tokens).cpu()
+
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the tokenizer gives them back: the best that any picture of this model can be.
 
         Their sides must be multiples of the tokenizer's f, and all of one size.
         """
         pixels = to_tensor(pictures).to(self.device)
-        return to_pictures(torch.cat([self._decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
+        return to_pictures(torch.cat([self.decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
 
     def _grid(
         self, size: int | tuple[int, int] | None, count: int, options: Options, regions: int = 0
@@ -208,8 +218,8 @@ class Engine:
         Raises:
             ValueError: there is not enough memory.
         """
-        grid = [-(-side // self.vqgan.config.f) for side in (height, width)]
-        run = self._run(grid, count, self._settings(options), options, regions)
+        f = self.vqgan.config.f
+        run = self._run((-(-height // f), -(-width // f)), count, self._settings(options), options, regions)
         memory.check(self.predictor, self.vqgan, run, argument)
 
     def _settings(self, options: Options, renoise: str | None = None) -> SamplerSettings:
@@ -223,7 +233,9 @@ class Engine:
         return replace(self.settings, **changed)  # type: ignore[arg-type]
 
     @staticmethod
-    def _run(grid: Sequence[int], count: int, settings: SamplerSettings, options: Options, regions: int) -> memory.Run:
+    def _run(
+        grid: tuple[int, int], count: int, settings: SamplerSettings, options: Options, regions: int
+    ) -> memory.Run:
         """What the estimate of memory is told; `grid` is in tokens."""
         steps = settings.steps if options.get("trajectory") else 0
         return memory.Run(*grid, count, settings.guidance != 1, regions, steps)
@@ -299,16 +311,6 @@ class Engine:
         """Tokens (1,h,w) of a picture whose sides are multiples of f."""
         return self.vqgan.encode(to_tensor([picture]).to(self.device))
 
-    @torch.inference_mode()
-    def _decode(self, tokens: Tensor) -> Tensor:
-        """Pixels (B,3,H,W) in [0, 1] of tokens (B,h,w).
-
-        Where the predictor is bfloat16, so are the decoder's matrix products: colours move by 2 of 255 at most. float16
-        would not do, as decoders pass its range.
-        """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.vqgan.decode(tokens).float().cpu()
-
     def _embed_picture(self, picture: Image.Image) -> Tensor:
         """The picture's CLIP embedding (d,)."""
         return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
@@ -367,8 +369,8 @@ class Engine:
                     recorder.add(tokens)
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
-            steps = recorder.trajectories(self._decode) if recorder is not None else [[] for _ in tokens]
-            yield from zip(to_pictures(self._decode(tokens)), steps, strict=True)
+            steps = recorder.trajectories(self.decode) if recorder is not None else [[] for _ in tokens]
+            yield from zip(to_pictures(self.decode(tokens)), steps, strict=True)
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:

@@ -30,22 +30,21 @@ def decoded(decode: Callable[[Tensor], Tensor], tokens: Tensor, f: int, longest:
     """Decodes tiles and blends them linearly where they overlap.
 
     Args:
-        decode: tokens (B,h',w') -> pixels (B,3,f·h',f·w').
+        decode: tokens (B,h',w') -> pixels (B,3,f·h',f·w'), of any float dtype.
         tokens: (B,h,w).
         f: pixels per token, along one side.
         longest, overlap: see `spans`.
 
     Returns:
-        (B,3,f·h,f·w), of decode's dtype.
+        (B,3,f·h,f·w) float32, in which they are blended too.
     """
     rows, columns = (spans(length, longest, overlap) for length in tokens.shape[-2:])
     pixels = torch.zeros(len(tokens), 3, *(f * length for length in tokens.shape[-2:]), device=tokens.device)
     for (top, bottom), down in zip(rows, _weights(rows, f), strict=True):
         for (left, right), across in zip(columns, _weights(columns, f), strict=True):
-            tile = decode(tokens[:, top:bottom, left:right])
-            tile = tile * (down[:, None] * across).to(tile)
+            tile = decode(tokens[:, top:bottom, left:right]).float() * (down[:, None] * across).to(pixels)
             pixels[:, :, f * top : f * bottom, f * left : f * right] += tile
-    return pixels.to(tile.dtype)
+    return pixels
 
 
 def encoded(encode: Callable[[Tensor], Tensor], pixels: Tensor, f: int, longest: int, overlap: int) -> Tensor:

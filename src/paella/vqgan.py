@@ -290,7 +290,7 @@ class VQGAN(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,h,w) -> pixels (B,3,f·h,f·w) in [0, 1].
+        """Tokens (B,h,w) -> pixels (B,3,f·h,f·w) in [0, 1], float32 whatever the network computes in.
 
         Pictures of more than TILE x TILE pixels are decoded in overlapping tiles, which are blended: what the decoder
         needs does not grow any more. This is an approximation, as its norms and its attention see one tile at a time
@@ -301,7 +301,7 @@ class VQGAN(nn.Module):
             return self.decode_latent(self.quantize.lookup(part)).clamp(0, 1)
 
         if tokens.shape[-2] * tokens.shape[-1] * self.config.f**2 <= TILE**2:
-            return decode(tokens)
+            return decode(tokens).float()
         return tiles.decoded(decode, tokens, self.config.f, *self._tile_and_overlap)
 
     @property

@@ -347,7 +347,7 @@ def _reconstructed(
     for chunk in _chunks(2 * n, n):
         pixels = to_tensor([real[i][0] for i in chunk])
         u = pipeline.vqgan.encode(pixels.to(pipeline.device))
-        output = pipeline.vqgan.decode(u).float().cpu()
+        output = pipeline.decode(u)
         tokens.append(u)
         likenesses.append(torch.stack([psnr(output, pixels), ssim(output, pixels)]))
         parts.append(look(extractor, to_pictures(output)))

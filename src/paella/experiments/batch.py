@@ -43,7 +43,7 @@ def draw_batch(pipeline: Paella, condition: torch.Tensor, seed: int) -> torch.Te
     denoise = guided(pipeline.predictor.conditioned, condition, null, pipeline.settings.guidance)
     canvas = text_to_image(noise, condition)
     *_, tokens = method_of(pipeline.predictor).sample(denoise, canvas, pipeline.settings, generators)
-    return pipeline.vqgan.decode(tokens).float().cpu()
+    return pipeline.decode(tokens)
 
 
 EXPERIMENT = Experiment(

@@ -173,7 +173,7 @@ def gradient_loss(output: Tensor, target: Tensor) -> Tensor:
 def reconstruction_figures(vqgan: VQGAN, pixels: Tensor) -> dict[str, float]:
     """PSNR in dB (mean over pictures) and the share of codes in use, over pixels (B,3,H,W) in [0, 1]."""
     tokens = torch.cat([vqgan.encode(part) for part in pixels.split(32)])
-    output = torch.cat([vqgan.decode(part) for part in tokens.split(32)]).float()
+    output = torch.cat([vqgan.decode(part) for part in tokens.split(32)])
     error = (output - pixels).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     return {
         "PSNR": float((-10 * error.log10()).mean()),
