@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from paella.cli.info import machine
+from paella.engine import set_dtype
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -129,9 +130,11 @@ def random_network(network: Callable[[], M], device: torch.device, dtype: torch.
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            return network().to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            made = network().to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     finally:
         torch.set_default_dtype(torch.float32)
+    set_dtype(made, dtype)  # changes the LayerNorms' alone
+    return made
 
 
 def parameters(network: nn.Module) -> int:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from paella.baselines.transformer import TransformerPredictor
-from paella.unet import TokenPredictor
+from paella.pipeline import Paella
+from paella.unet import TokenPredictor, UNetConfig
 
 ROOT = Path(__file__).parents[1]
 TINY = "--config tests/parity/config.json"
@@ -93,6 +94,20 @@ def test_both_networks_have_about_equally_many_parameters(size: str) -> None:
         theirs = table.parameters(TransformerPredictor(against.as_large_as(unet)))
     assert f"{ours / 1e6:.0f}M" == size
     assert theirs == pytest.approx(ours, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_random_network_has_the_dtypes_and_strides_of_the_engine_s(tiny: Paella, dtype: torch.dtype) -> None:
+    config = tiny.predictor.config
+    assert isinstance(config, UNetConfig)
+    made = script("table").random_network(lambda: TokenPredictor(config), torch.device("cpu"), dtype)
+    engine = Paella(TokenPredictor(config), tiny.vqgan, tiny.clip, tiny.settings, tiny.size).to(dtype=dtype)
+
+    def layout(network: torch.nn.Module) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+        return [(name, parameter.dtype, parameter.stride()) for name, parameter in network.named_parameters()]
+
+    assert layout(made) == layout(engine.predictor)
+    assert len({dtype for _, dtype, _ in layout(made)}) == (1 if dtype == torch.float32 else 2)
 
 
 def test_a_choice_that_fails_is_left_out(

@@ -13,7 +13,7 @@ from typing import Any, Self, TypedDict
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from paella import checkpoint, edits, memory
 from paella.blocks import ModulatedLayerNorm
@@ -142,18 +142,11 @@ class Engine:
             return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
-        """Moves all parts to that device, and the predictor to that dtype; None = as it is. Returns itself.
-
-        The few parameters of its LayerNorms stay as they are: in bfloat16 they would cause a quarter of what the logits
-        are off by.
-        """
+        """Moves all parts to that device, and the predictor to that dtype (see `set_dtype`); None = as it is. Returns
+        itself."""
         self.predictor.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if dtype is not None:
-            norms = [module for module in self.predictor.modules() if isinstance(module, ModulatedLayerNorm)]
-            exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
-            for parameter in self.predictor.parameters():
-                if id(parameter) not in exact:
-                    parameter.data = parameter.data.to(dtype)
+            set_dtype(self.predictor, dtype)
         self.vqgan.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.clip.to(device)
         return self
@@ -391,6 +384,15 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
     return prompts
+
+
+def set_dtype(predictor: nn.Module, dtype: torch.dtype) -> None:
+    """Puts a predictor into that dtype, in place, and the few parameters of its modulated LayerNorms into float32: in
+    bfloat16 they would cause a quarter of what the logits are off by."""
+    norms = [module for module in predictor.modules() if isinstance(module, ModulatedLayerNorm)]
+    exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    for parameter in predictor.parameters():
+        parameter.data = parameter.data.to(torch.float32 if id(parameter) in exact else dtype)
 
 
 def resolve_device(device: str) -> torch.device:
