@@ -213,6 +213,25 @@ def test_regions_that_cannot_be_are_refused(tiny: Paella, regions: list, message
 # what holds for all
 
 
+@pytest.mark.parametrize("n", [0, -3])
+def test_a_number_that_cannot_be_is_refused_before_anything_else(
+    tiny: Paella, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paella.memory.available", lambda device: 0)
+    picture = some_picture()
+    abilities: list[Callable[[], object]] = [
+        lambda: tiny.generate("a dog", n),
+        lambda: tiny.inpaint(picture, box_mask(picture, 0, 0, 8, 8), n=n),
+        lambda: tiny.outpaint(picture, left=8, n=n),
+        lambda: tiny.vary(picture, n),
+        lambda: tiny.restyle(picture, "a dog", n=n),
+        lambda: tiny.compose([("a dog", "left")], n=n),
+    ]
+    for ability in abilities:
+        with pytest.raises(ValueError, match="^n: must be at least 1"):
+            ability()
+
+
 def test_a_picture_of_any_ability_does_not_depend_on_its_batch(tiny: Paella) -> None:
     picture, mask = some_picture(), box_mask(some_picture(), 8, 8, 20, 20)
     for ability in (

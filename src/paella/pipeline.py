@@ -347,12 +347,12 @@ class Paella(Engine):
             raise ValueError("regions: the prompt of a region must not be empty")
         if softness < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
+        prompts = per_picture(" | ".join([text for text, _ in regions] + [background] * bool(background)), n)
         height, width = self._grid(size, n, options, len(regions))
         f = self.vqgan.config.f
         pixels = (width * f, height * f)
         areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]
         condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
-        prompts = per_picture(" | ".join([text for text, _ in areas] + [background] * bool(background)), n)
         canvas = partial(edits.text_to_image, condition=condition)
         return self._draw("compose", prompts, (height, width), canvas, options)
 
