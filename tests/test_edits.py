@@ -228,7 +228,7 @@ def test_a_number_that_cannot_be_is_refused_before_anything_else(
         lambda: tiny.compose([("a dog", "left")], n=n),
     ]
     for ability in abilities:
-        with pytest.raises(ValueError, match="^n: must be at least 1"):
+        with pytest.raises(ValueError, match=r"^n: must be at least 1"):
             ability()
 
 
