@@ -15,11 +15,13 @@ from conftest import Run, files
 from PIL import Image
 
 from paella import experiments
+from paella.baselines.transformer import TransformerConfig, TransformerPredictor
 from paella.checkpoint import read_tensors, write_tensors
 from paella.clip import WHITENING
+from paella.experiments import kernels
 from paella.experiments.experiment import REFERENCE, Experiment, Rows
 from paella.pipeline import Paella
-from paella.unet import TokenPredictor
+from paella.unet import TokenPredictor, UNetConfig
 
 
 def short(name: str) -> Experiment:
@@ -30,9 +32,11 @@ def short(name: str) -> Experiment:
 
 @pytest.fixture
 def experiment(paella: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a shortened experiment with one prompt of each kind; more options may follow its name."""
+    """Runs a shortened experiment of few prompts or training steps; more options may follow its name."""
     monkeypatch.setattr("paella.cli.experiment.load", short)
-    return lambda name, *more: paella("experiment", name, "-n", 1, "-o", "out", "--model", tiny_model, *more)
+    monkeypatch.setattr("paella.experiments.trained.HELD_OUT", 8)
+    monkeypatch.setattr("paella.experiments.maskgit.PICTURES", 4)
+    return lambda name, *more: paella("experiment", name, "-n", 4, "-o", "out", "--model", tiny_model, *more)
 
 
 def rows_in(name: str) -> Rows:
@@ -60,7 +64,7 @@ def test_every_experiment_ends_in_tables_and_a_plot_and_is_measured_once(
     assert (result.code, result.err) == (0, "")
     assert files(tmp_path) == {"out", *(f"out/{name}.{kind}" for kind in ("json", "md", "png"))}
     page = Path(f"out/{name}.md").read_text()
-    assert f"`paella experiment {name} -n 1" in page and f"]({name}.png)" in page
+    assert f"`paella experiment {name} -n 4" in page and f"]({name}.png)" in page
     for variable, settings in short(name).groups.items():
         assert f"\n| {variable} |" in page and all(f"\n| {setting} |" in page for setting in settings)
     with Image.open(f"out/{name}.png") as plot:
@@ -71,7 +75,7 @@ def test_every_experiment_ends_in_tables_and_a_plot_and_is_measured_once(
     assert again.code == 0 and Path(f"out/{name}.md").read_text() == page
 
 
-@pytest.mark.parametrize("name", set(experiments.NAMES) - {"batch"})
+@pytest.mark.parametrize("name", ["steps", "guidance", "ablation", "sweep"])
 def test_every_setting_is_one_that_the_sampler_takes(tiny: Paella, name: str) -> None:
     for settings in experiments.load(name).groups.values():
         assert len({replace(tiny.settings, **changes) for changes in settings.values()}) == len(settings)
@@ -89,7 +93,7 @@ def test_an_interrupted_experiment_goes_on(experiment: Run, tmp_path: Path, monk
     whole = rows_in("guidance")
     Path("out/guidance.json").unlink()
     with monkeypatch.context() as patch:
-        undrawable(patch, KeyboardInterrupt, after=6)  # in the second setting: each draws one, then three
+        undrawable(patch, KeyboardInterrupt, after=16)  # in the second setting: each draws one, then twelve
         stopped = experiment("guidance")
     assert stopped.code == 130 and stopped.err.startswith("paella: warning: interrupted; the same command goes on")
     half = rows_in("guidance")
@@ -134,7 +138,7 @@ def test_a_table_marks_the_best_and_says_what_it_cannot_tell_apart() -> None:
     def right(value: float, low: float, high: float) -> dict[str, dict[str, float]]:
         return {"right, %": {"value": value, "low": low, "high": high}}
 
-    chosen = Experiment("", {"w": {"1": {}, "2": {}, "3": {}}}, lambda *_: {}, 1, "prompts", judged=("right, %",))
+    chosen = Experiment("", {"w": {"1": {}, "2": {}, "3": {}}}, lambda *_: {}, 1, "prompts", judged={"right, %": max})
     rows: Rows = {"w": {"1": right(10, 5, 15), "2": right(50, 40, 60), "3": right(45, 35, 55)}}
     rows[REFERENCE] = {"real": right(99, 98, 100)}
     assert tables(chosen, rows).splitlines() == [
@@ -149,3 +153,51 @@ def test_a_table_marks_the_best_and_says_what_it_cannot_tell_apart() -> None:
     ]
     rows["w"]["3"] = right(20, 15, 25)
     assert "2; no other interval meets its own." in tables(chosen, rows)
+
+
+def test_less_may_be_better() -> None:
+    from paella.experiments.report import tables
+
+    chosen = Experiment("", {"w": {"1": {}, "2": {}}}, lambda *_: {}, 1, "prompts", judged={"distance": min})
+    rows: Rows = {"w": {w: {"distance": {"value": v, "low": v, "high": v}} for w, v in (("1", 3.0), ("2", 2.0))}}
+    assert "| 2 | **2** (2–2) |" in tables(chosen, rows)
+
+
+def test_curves_are_drawn_over_training_a_line_for_each_setting() -> None:
+    from paella.experiments.report import plot
+
+    chosen = Experiment("", {"network": {"a": {}, "b": {}}}, lambda *_: {}, 1, "steps")
+    figures = {"loss": {"value": 1.0, "low": 1.0, "high": 1.0, "curve": [[10, 3.0], [20, 1.0]]}}
+    axes = plot(chosen, {"network": {"a": figures, "b": figures}}).axes[0]
+    assert [line.get_label() for line in axes.lines] == ["a", "b"]
+    assert axes.lines[0].get_xydata().tolist() == [[10, 3], [20, 1]]
+
+
+def test_networks_that_are_compared_have_as_many_parameters(tiny: Paella) -> None:
+    sizes = [
+        sum(p.numel() for p in TokenPredictor(UNetConfig(1024, c_clip=256, **tuples(network["model"]))).parameters())
+        for name, network in kernels.NETWORKS.items()
+        if name != "Transformer"
+    ]
+    transformer = TransformerConfig(1024, c_clip=256, grid=16, **kernels.NETWORKS["Transformer"]["transformer"])
+    sizes.append(sum(p.numel() for p in TransformerPredictor(transformer).parameters()))
+    assert max(sizes) < 1.02 * min(sizes)
+
+
+def tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
+
+
+def test_a_trained_network_learns_and_its_seed_decides_all(tiny: Paella) -> None:
+    from paella.experiments.trained import ACCURACY, LOSS, judge, train_small
+
+    network = {"model": {"c_hidden": 32, "down_levels": [1], "up_levels": [1]}, "ema": 0}
+    done: list[float] = []
+    first, curves = train_small(tiny, network, 60, 0, done.append)
+    again, others = train_small(tiny, network, 60, 0, lambda share: None)
+    assert curves == others and done == sorted(done)
+    start, end = (curves["training loss, nats"]["curve"][at][1] for at in (0, -1))
+    assert end < 0.8 * start
+    before, _ = train_small(tiny, network, 1, 0, lambda share: None)
+    assert judge(tiny, first, 0)[LOSS]["value"] < 0.8 * judge(tiny, before, 0)[LOSS]["value"]
+    assert judge(tiny, first, 0)[ACCURACY] == judge(tiny, again, 0)[ACCURACY]

@@ -96,15 +96,27 @@ def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None
     return ((image * own).sum(1) > (image * other).sum(1)).float().mean().item()
 
 
-@torch.inference_mode()
 def predictor_figures(
     pipeline: Paella, pixels: Tensor, captions: Sequence[str], seed: int
 ) -> dict[str, dict[str, float]]:
     """For each range of t: mean loss, accuracy and copy baseline, on pixels (B,3,H,W) in [0, 1]."""
+    t, figures = figures_of_each(pipeline, pixels, captions, seed)
+    return {
+        level: {name: float(mean) for name, mean in means.items()}
+        for level, means in by_noise_level(t, figures).items()
+    }
+
+
+@torch.inference_mode()
+def figures_of_each(
+    pipeline: Paella, pixels: Tensor, captions: Sequence[str], seed: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A time t (B,) for each of the pixels (B,3,H,W) in [0, 1], evenly spread over [0, 1], and what the predictor makes
+    of the picture noised to it: "loss" (nats), "accuracy" and "copied" (the share right unworked), (B,) each."""
     count, codes, device = len(captions), pipeline.vqgan.config.n_embed, pixels.device
     method = method_of(pipeline.predictor)
     random = torch.Generator().manual_seed(seed)
-    t = (torch.randperm(count, generator=random) + 0.5) / count  # evenly spread, in an order that knows no layout
+    t = (torch.randperm(count, generator=random) + 0.5) / count  # in an order that knows no layout
     rows = []  # of each picture: loss, accuracy, copied
     for part in torch.arange(count).split(32):
         u = pipeline.vqgan.encode(pixels[part])
@@ -114,11 +126,7 @@ def predictor_figures(
         logits = pipeline.predictor(noisy, condition, t[part].to(device)).float()
         each = (F.cross_entropy(logits, u, reduction="none"), logits.argmax(1) == u, noisy == u)
         rows.append(torch.stack([mean_where(values, method.counted(noisy)) for values in each], 1).cpu())
-    figures = dict(zip(("loss", "accuracy", "copied"), torch.cat(rows).unbind(1), strict=True))
-    return {
-        level: {name: float(mean) for name, mean in means.items()}
-        for level, means in by_noise_level(t, figures).items()
-    }
+    return t, dict(zip(("loss", "accuracy", "copied"), torch.cat(rows).unbind(1), strict=True))
 
 
 def format_parts(figures: dict[str, Any]) -> str:

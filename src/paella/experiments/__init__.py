@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from paella.experiments.experiment import Experiment
 
-NAMES = ("steps", "guidance", "ablation", "sweep", "batch")
+NAMES = ("kernels", "steps", "guidance", "ablation", "maskgit", "sweep", "batch")
 
 
 def load(name: str) -> Experiment:

@@ -1,4 +1,5 @@
-"""Which parts of the sampler matter? Guidance and typical sampling, each alone and both; the noise between steps.
+"""Which parts of the sampler matter? Guidance and typical sampling, each alone and both; the noise between steps, and
+whether it is put at random or where the predictor is least sure.
 
 A low temperature may do by itself what typical sampling is for, so both are measured: the model's own, and 1.
 """
@@ -21,5 +22,6 @@ EXPERIMENT = scored(
         "parts": PARTS,
         "parts, temperature 1": {name: {**changes, "temperature": 1.0} for name, changes in PARTS.items()},
         "noise between steps": {source: {"renoise": source} for source in ("initial", "previous", "fresh")},
+        "its places": {places: {"renoise_at": places} for places in ("random", "unsure")},
     },
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from paella.evaluate.metrics import Estimate
 from paella.pipeline import Paella
 
-Figures = dict[str, Estimate]  # what was measured in one setting, by the name of its column
+# What was measured in one setting, by the name of its column. Beside its value a figure may have a "curve": a list of
+# [training step, value], of which the value is the end.
+Figures = dict[str, dict[str, Any]]
 Rows = dict[str, dict[str, Figures]]  # what is varied -> the setting's name -> its figures
 Tick = Callable[[float], None]  # is told how much of a setting is done, in [0, 1]
 Measure = Callable[[Paella, Any, int, int, Tick], Figures]  # pipeline, setting, number, seed
@@ -28,7 +29,7 @@ class Experiment:
         measure: from a pipeline and a setting to figures.
         number: how much is measured in each setting, where nobody says otherwise.
         counted: what that is the number of.
-        judged: the columns that settings are compared by; more is better.
+        judged: the columns that settings are compared by -> what finds the best of them, `max` or `min`.
         reference: measures, with number and seed, what the settings are to be compared with, and `reference_name` is
             its name; None = nothing.
     """
@@ -38,7 +39,7 @@ class Experiment:
     measure: Measure
     number: int
     counted: str
-    judged: tuple[str, ...] = ()
+    judged: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     reference: Callable[[Paella, int, int], Figures] | None = None
     reference_name: str = "real pictures"
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from paella.evaluate.metrics import Estimate
 from paella.experiments.experiment import REFERENCE, Experiment, Figures, Rows
 
+ACROSS = 4  # panels beside each other
+
 
 def tables(experiment: Experiment, rows: Rows) -> str:
     """A Markdown table for each group, the best of each judged column in bold, and in words what it beats."""
@@ -20,7 +22,10 @@ def tables(experiment: Experiment, rows: Rows) -> str:
 def _table(experiment: Experiment, variable: str, rows: Rows) -> str:
     found = {name: rows[variable][name] for name in experiment.groups[variable]}
     columns = list(next(iter(found.values())))
-    best = {column: max(found, key=lambda name: found[name][column]["value"]) for column in experiment.judged}
+    best = {
+        column: choose(found, key=lambda name: found[name][column]["value"])
+        for column, choose in experiment.judged.items()
+    }
     lines = [f"| {variable} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, figures in (found | rows.get(REFERENCE, {})).items():
         cells = [_cell(figures.get(column), bold=best.get(column) == name) for column in columns]
@@ -45,26 +50,40 @@ def _meet(one: Estimate, other: Estimate) -> bool:
 
 
 def plot(experiment: Experiment, rows: Rows) -> Figure:
-    """A row of panels for each group, a panel for each column; a dashed line is the reference."""
+    """For each group a panel for each column; a dashed line is the reference."""
     columns = list(next(iter(rows[next(iter(experiment.groups))].values())))
-    height, width = len(experiment.groups), len(columns)
-    figure = Figure(figsize=(1 + 3 * width, 1 + 2.6 * height), layout="constrained")
-    panels = figure.subplots(height, width, squeeze=False)
-    for line, (variable, settings) in zip(panels, experiment.groups.items(), strict=True):
-        for axes, column in zip(line, columns, strict=True):
+    width = min(len(columns), ACROSS)
+    height = -(-len(columns) // width)
+    figure = Figure(figsize=(1 + 3 * width, 1 + 2.6 * height * len(experiment.groups)), layout="constrained")
+    panels = figure.subplots(height * len(experiment.groups), width, squeeze=False)
+    for group, (variable, settings) in enumerate(experiment.groups.items()):
+        own = panels[group * height : (group + 1) * height].flatten()
+        for axes, column in zip(own, columns, strict=False):
             _panel(axes, variable, column, {name: rows[variable][name] for name in settings})
             for name, figures in rows.get(REFERENCE, {}).items():
                 if column in figures:
                     axes.axhline(figures[column]["value"], color="gray", linestyle="--", label=name)
+        for axes in own[len(columns) :]:
+            axes.set_axis_off()
     figure.suptitle(experiment.title)
-    lines, names = panels[0][0].get_legend_handles_labels()
-    if lines:
-        figure.legend(lines, names, loc="outside lower right")
+    handles = {}  # one for each name: panels share them
+    for axes in panels.flatten():
+        handles |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if handles:
+        figure.legend(list(handles.values()), list(handles), loc="outside lower right")
     return figure
 
 
 def _panel(axes: Axes, variable: str, column: str, found: Mapping[str, Figures]) -> None:
-    """One column over the settings of a group, with intervals: along an axis if all of them are numbers."""
+    """One column over the settings of a group, with intervals: along an axis if all of them are numbers. Of curves, a
+    line for each setting."""
+    axes.set_ylabel(column, fontsize="small")
+    axes.grid(alpha=0.3)
+    if all("curve" in figures[column] for figures in found.values()):
+        for number, (name, figures) in enumerate(found.items()):
+            axes.plot(*zip(*figures[column]["curve"], strict=True), color=f"C{number}", label=name)
+        axes.set_xlabel("training step")
+        return
     try:
         places, joined = [float(name) for name in found], "-"
     except ValueError:
@@ -80,5 +99,3 @@ def _panel(axes: Axes, variable: str, column: str, found: Mapping[str, Figures])
     axes.set_xticks(places, list(found), fontsize="small", **turned)
     axes.set_xticks([], minor=True)
     axes.set_xlabel(variable)
-    axes.set_ylabel(column, fontsize="small")
-    axes.grid(alpha=0.3)

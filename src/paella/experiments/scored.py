@@ -9,24 +9,28 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from math import inf
 from typing import Any
 
 from PIL import Image
 
 from paella.data.scenes import Scene
 from paella.evaluate.clip_score import clip_scores
-from paella.evaluate.metrics import Estimate, bootstrap
+from paella.evaluate.features import open_extractor
+from paella.evaluate.metrics import Estimate, bootstrap, estimate, frechet_distance, precision, recall
 from paella.evaluate.parts import clip_of
 from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, real_pictures, score_scenes
 from paella.experiments.experiment import Experiment, Figures, Tick
 from paella.pipeline import Paella
 
 SNAP, JITTER = 8, 0  # of the real pictures: what the built-in model was trained with
+FEWEST = 4  # prompts of each kind: manifolds of half of the pictures need four
 AT_ONCE = 16  # pictures drawn between two looks at the clock: what a GPU makes at once
-OBJECT, PAIR, CLIP_SCORE = "one object right, %", "a pair, both right, %", "CLIP score"
+OBJECT, PAIR = "one object right, %", "a pair, both right, %"
+FRECHET, PRECISION, RECALL, CLIP_SCORE = "Fréchet distance", "precision", "recall", "CLIP score"
 
 
-def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], number: int = 300) -> Experiment:
+def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], number: int = 100) -> Experiment:
     """An experiment whose settings are changes to the model's own `SamplerSettings`."""
     return Experiment(
         title,
@@ -34,7 +38,7 @@ def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], nu
         draw_and_score,
         number,
         counted="held-out prompts of each kind (one object, a small one, a pair)",
-        judged=(OBJECT, PAIR, CLIP_SCORE),
+        judged={OBJECT: max, PAIR: max, FRECHET: min, PRECISION: max, RECALL: max, CLIP_SCORE: max},
         reference=score_real,
     )
 
@@ -53,14 +57,20 @@ def draw_and_score(pipeline: Paella, changes: Mapping[str, Any], number: int, se
         pictures += variant.generate(part, seed=seed + len(pictures))
         seconds.append((time.perf_counter() - start) / len(part))
         tick(len(pictures) / len(captions))
-    return score(pipeline, pictures, scenes, captions) | {"seconds a picture": bootstrap(seconds)}
+    return score(pipeline, pictures, scenes, captions, seed) | {"seconds a picture": bootstrap(seconds)}
 
 
 def score_real(pipeline: Paella, number: int, seed: int) -> Figures:
-    """Figures of real pictures of the same scenes, which generated ones can hardly be expected to beat."""
+    """Figures of real pictures of the same scenes, which generated ones can hardly be expected to beat.
+
+    Raises:
+        ValueError: fewer prompts than distances and manifolds need.
+    """
+    if number < FEWEST:
+        raise ValueError(f"number: must be at least {FEWEST}, not {number}")
     scenes, captions = prompts(pipeline, number, seed)
     pictures = real_pictures(scenes, pipeline.size, seed, snap=SNAP, jitter=JITTER)
-    return score(pipeline, pictures, scenes, captions)
+    return score(pipeline, pictures, scenes, captions, seed)
 
 
 def prompts(pipeline: Paella, number: int, seed: int) -> tuple[list[Scene], list[str]]:
@@ -70,18 +80,28 @@ def prompts(pipeline: Paella, number: int, seed: int) -> tuple[list[Scene], list
 
 
 def score(
-    pipeline: Paella, pictures: Sequence[Image.Image], scenes: Sequence[Scene], captions: Sequence[str]
+    pipeline: Paella, pictures: Sequence[Image.Image], scenes: Sequence[Scene], captions: Sequence[str], seed: int
 ) -> Figures:
-    """The columns of every table: whoever has another metric adds it here."""
+    """The columns of every table: whoever has another metric adds it here.
+
+    The last three compare with as many real pictures of other scenes, by the features of the model's own CLIP.
+    """
     rates = score_scenes(pictures, scenes, captions, pipeline.objects or None)
     clip = clip_of(pipeline)
+    others, _ = prompts(pipeline, len(scenes) // len(KINDS), seed + 1)
+    real = real_pictures(others, pipeline.size, seed + 1, snap=SNAP, jitter=JITTER)
+    extractor = open_extractor("clip", pipeline)
+    features = [extractor.look(those)[0] for those in (real, pictures)]
     return {
-        OBJECT: _percent(rates["object_top1"]),
-        PAIR: _percent(rates["pair_both_top1"]),
+        OBJECT: percent(rates["object_top1"]),
+        PAIR: percent(rates["pair_both_top1"]),
+        FRECHET: estimate(frechet_distance, *features, seed=seed, bounds=(0, inf)),
+        PRECISION: estimate(precision, *features, seed=seed, bounds=(0, 1)),
+        RECALL: estimate(recall, *features, seed=seed, bounds=(0, 1)),
         CLIP_SCORE: bootstrap(clip_scores(clip, pictures, captions)),
         "CLIP score, captions shuffled": bootstrap(clip_scores(clip, pictures, [*captions[1:], captions[0]])),
     }
 
 
-def _percent(rate: Rate) -> Estimate:
+def percent(rate: Rate) -> Estimate:
     return {"value": 100 * rate["rate"], "low": 100 * rate["low"], "high": 100 * rate["high"]}

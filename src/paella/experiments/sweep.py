@@ -11,5 +11,4 @@ EXPERIMENT = scored(
         "temperature": {str(value): {"temperature": value} for value in TEMPERATURES},
         "typical mass": {str(value): {"typical_mass": value} for value in MASSES},
     },
-    number=250,
 )
