@@ -34,7 +34,7 @@ ALLOWED = {
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},
     "card": {"labels"},
     "hub": {"card"},
-    "checkpoint": {"clip", "labels", "sampler", "unet", "vqgan", "baselines.transformer"},
+    "checkpoint": {"clip", "labels", "sampler", "speedups", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "trajectory": {"canvas", "images", "logits", "sampler"},
     "engine": {

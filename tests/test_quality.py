@@ -102,6 +102,18 @@ def test_a_run_does_not_go_on_with_pictures_of_another(tiny: Paella, tmp_path: P
         measure(tiny, work)
 
 
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the processor has no 8-bit dot products")
+def test_a_model_in_8_bits_is_measured_and_not_taken_for_the_other(
+    tiny: Paella, tiny_model: Path, tmp_path: Path
+) -> None:
+    quantized, work = Paella.from_pretrained(tiny_model, "cpu", "float32", quantize="int8"), tmp_path / "work"
+    with ctrl_c(tiny, after=4), pytest.raises(KeyboardInterrupt):
+        measure(tiny, work)
+    with pytest.raises(ValueError, match=r"output: .*with another model;"):
+        measure(quantized, work)
+    assert measure(quantized)["model"]["name"] == "tiny"  # type: ignore[index]
+
+
 def test_several_processes_draw_what_one_draws(tiny: Paella, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole, parts, work = measure(tiny), [], tmp_path / "work.safetensors"
     for number in (2, 1, 0):  # the first process last, as it waits for the others

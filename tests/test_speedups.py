@@ -1,6 +1,7 @@
 """Laws of the speed that is asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,11 +68,37 @@ def test_a_model_in_8_bits_draws_but_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "model").exists()
 
 
+@needs_vnni
+def test_weights_in_8_bits_are_other_weights_and_all_of_them_are_known() -> None:
+    linear = randomised(lambda: nn.Linear(96, 160))
+    found = Int8Linear(linear, gelu=True).state_dict(prefix="it.")
+    assert found.keys() == {"it.codes", "it.scale", "it.bias"}
+    weight = found["it.scale"][:, None] * found["it.codes"]
+    torch.testing.assert_close(weight, linear.weight, rtol=0, atol=found["it.scale"].max().item() / 2 + 1e-6)
+    plain, quantized, again = (Paella.from_pretrained(quantize=how) for how in (None, "int8", "int8"))
+    assert plain.fingerprint() != quantized.fingerprint() == again.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"quantize": "int4"}, "quantize: must be 'int8' or None, not 'int4'"),
+        ({"quantize": "int8", "compile": True}, "compile: does not go together with quantize"),
+        ({"quantize": "int8", "dtype": "float16"}, "quantize: int8 goes together with float32 and bfloat16"),
+        ({"quantize": "int8", "device": "meta"}, "quantize: int8 is for the CPU, and the model is on 'meta'"),
+        ({"dtype": "int8"}, "dtype: must be auto"),
+        ({"device": "abacus"}, "device: 'abacus' is not available here"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_downloaded(
+    monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("paella.checkpoint.downloaded", lambda *_: pytest.fail("a download"))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Paella.from_pretrained("somebody/model", **({"device": "cpu"} | wrong))
+
+
 def test_what_cannot_be_quantized_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="quantize: must be 'int8' or None, not 'int4'"):
-        Paella.from_pretrained(quantize="int4")
-    with pytest.raises(ValueError, match="compile: does not go together with quantize"):
-        Paella.from_pretrained(quantize="int8", compile=True)
     with pytest.raises(ValueError, match="this is a TransformerPredictor"):
         quantize_int8(TransformerPredictor(TRANSFORMER))
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)

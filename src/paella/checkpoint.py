@@ -27,6 +27,7 @@ from paella.baselines.transformer import TransformerConfig, TransformerPredictor
 from paella.clip import Clip
 from paella.labels import Labels
 from paella.sampler import SamplerSettings
+from paella.speedups import is_quantized
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
 
@@ -282,6 +283,8 @@ def load_vqgan(folder: str | Path) -> VQGAN:
 
 
 def save_predictor(predictor: Predictor, folder: Path, dtype: torch.dtype | None = None) -> None:
+    if is_quantized(predictor):
+        raise ValueError("quantize: a predictor in 8 bits cannot be saved; save it before it is quantized")
     save_module(predictor, folder / "predictor.safetensors", dtype)
     name = next(name for name, (_, module) in ARCHITECTURES.items() if isinstance(predictor, module))
     write_json({"architecture": name} | asdict(predictor.config), folder / "predictor.json")

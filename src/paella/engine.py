@@ -24,7 +24,7 @@ from paella.images import to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
 from paella.sampler import SamplerSettings, guided
-from paella.speedups import compile_steps, quantize_int8
+from paella.speedups import check_int8, compile_steps, quantize_int8
 from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
 
@@ -104,23 +104,25 @@ class Engine:
                 at it, else float32. The weights of VQGAN and CLIP stay in float32.
             quantize: "int8" puts most of the predictor's matrix products into 8 bits, which changes pictures a little;
                 for a CPU with VNNI. None leaves it as it is.
-            compile: whether to compile the predictor with torch.compile, at the first picture of each size; needs a C++
-                compiler. docs/performance.md says what both cost and give.
+            compile: whether to compile the predictor with torch.compile, at the first picture of each size and batch
+                (guidance doubles it); needs a C++ compiler. docs/performance.md says what both cost and give.
 
         Raises:
             CheckpointError: the folder is not a whole model; the message names the file.
             ValueError: an unknown device or dtype, or a quantization that does not suit model or machine.
         """
-        folder = checkpoint.model_folder("builtin" if model is None else model)
-        if not folder.exists() and len(Path(str(model)).parts) == 2 and not Path(str(model)).is_absolute():
-            folder = checkpoint.downloaded(str(model))
+        place = resolve_device(device)
+        kind = resolve_dtype(dtype, place)
         if quantize not in (None, "int8"):
             raise ValueError(f"quantize: must be 'int8' or None, not {quantize!r}")
         if quantize and compile:
             raise ValueError("compile: does not go together with quantize, as torch.compile cannot take its layers")
-        pipeline = cls(**checkpoint.load_model(folder))
-        place = resolve_device(device)
-        pipeline.to(place, resolve_dtype(dtype, place))
+        if quantize is not None:
+            check_int8(place, kind)
+        folder = checkpoint.model_folder("builtin" if model is None else model)
+        if not folder.exists() and len(Path(str(model)).parts) == 2 and not Path(str(model)).is_absolute():
+            folder = checkpoint.downloaded(str(model))
+        pipeline = cls(**checkpoint.load_model(folder)).to(place, kind)
         if quantize is not None:
             quantize_int8(pipeline.predictor)
         if compile:

@@ -53,30 +53,47 @@ class Int8Linear(nn.Module):
             formula,
         )
 
-    def _save_to_state_dict(self, *_: object) -> None:
-        raise ValueError("quantize: a predictor in 8 bits cannot be saved; save it before it is quantized")
+    def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
+        """For a fingerprint; no layer is filled from it."""
+        own = {"codes": self.packed.to_dense().T, "scale": self.scale, "bias": self.bias}
+        destination.update({prefix + name: value for name, value in own.items()})
+
+
+def check_int8(device: torch.device, dtype: torch.dtype) -> None:
+    """Makes sure that a predictor of that dtype, there, can be put into 8 bits.
+
+    Raises:
+        ValueError: it is on a GPU or float16, or the processor has no 8-bit dot products (VNNI).
+    """
+    if device.type != "cpu":
+        raise ValueError(f"quantize: int8 is for the CPU, and the model is on {device.type!r}")
+    if dtype == torch.float16:
+        raise ValueError("quantize: int8 goes together with float32 and bfloat16, not with float16")
+    if not torch.cpu._is_vnni_supported():
+        raise ValueError("quantize: int8 needs a processor with 8-bit dot products (VNNI), which this one has not")
+
+
+def is_quantized(predictor: nn.Module) -> bool:
+    return any(isinstance(module, Int8Linear) for module in predictor.modules())
 
 
 def quantize_int8(predictor: nn.Module) -> None:
     """Puts the pointwise layers of all residual blocks, nine tenths of the work, into 8 bits, in place.
 
     Raises:
-        ValueError: the predictor is on a GPU or has no such blocks, or the processor has no 8-bit dot products (VNNI).
+        ValueError: the predictor has no such blocks, or see `check_int8`.
     """
     blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
     if not blocks:
         raise ValueError(f"quantize: int8 is for the convolutional predictor, and this is a {type(predictor).__name__}")
-    if (device := blocks[0].gamma.device.type) != "cpu":
-        raise ValueError(f"quantize: int8 is for the CPU, and the model is on {device!r}")
-    if not torch.cpu._is_vnni_supported():
-        raise ValueError("quantize: int8 needs a processor with 8-bit dot products (VNNI), which this one has not")
+    check_int8(blocks[0].gamma.device, blocks[0].gamma.dtype)
     for block in blocks:
         first, last = (layer for layer in block.channelwise if isinstance(layer, nn.Linear))
         block.channelwise = nn.Sequential(Int8Linear(first, gelu=True), Int8Linear(last, gelu=False))
 
 
 def compile_steps(predictor: nn.Module) -> None:
-    """Compiles what is computed at every step, in place: at the first picture of each size, for about a minute.
+    """Compiles what is computed at every step, in place, at the first call of each size and batch, for about a minute.
 
     On a CPU weights are frozen into the compiled code; on a GPU a step is replayed as one CUDA graph. The time
     embedding is no part of it: compiled sines of angles up to 10000 are off by more than the network bears.

@@ -178,6 +178,8 @@ def quality(
     jitter: Jitter = 12,
     output: Annotated[Path, typer.Option("--output", "-o", help="The report, a .json file.")] = Path("quality.json"),
     model: Model = None,
+    dtype: Dtype = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Compares what the model draws with real pictures: Fréchet and kernel distance, precision, recall, CLIP score.
 
@@ -195,7 +197,7 @@ def quality(
     from paella.evaluate.quality import HeldOutScenes, evaluate_quality, folder_pictures, format_quality
 
     place()  # first, as it says which GPU this process is to use
-    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)
     size, names = pipeline.size, pipeline.objects or None
     real = (
         HeldOutScenes(size, seed, names=names, snap=snap, jitter=jitter)
