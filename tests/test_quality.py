@@ -129,6 +129,13 @@ def test_several_processes_draw_what_one_draws(tiny: Paella, monkeypatch: pytest
     assert files(tmp_path) == set()
 
 
+def test_every_process_needs_a_picture(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (0, N):  # each of them stops, and so none waits for another
+        monkeypatch.setattr(quality, "place", lambda number=number: (number, N + 1))
+        with ctrl_c(tiny, after=0), pytest.raises(ValueError, match=r"^n: .* each of the 11 processes, not 10"):
+            measure(tiny)
+
+
 def test_a_perfect_model_scores_as_the_real_pictures_and_a_poor_one_worse() -> None:
     generator = torch.Generator().manual_seed(0)
     reference, own = (torch.randn(100, 8, generator=generator) for _ in range(2))

@@ -100,6 +100,17 @@ def test_the_command_writes_a_film_strip_with_its_figures(
     assert all(step.keys() == {"t", "entropy", "changed"} for one in record for step in one["steps"])
 
 
+def test_without_room_for_the_film_strip_the_pictures_are_there(
+    generate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(pictures: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("paella.trajectory.film_strip", too_large)
+    assert generate("a fox", "-o", "out", "--trajectory").code == 1
+    assert files(tmp_path) == {"out", "out/a-fox-0.png"}
+
+
 def test_a_picture_is_repeated_with_its_trajectory(generate: Run) -> None:
     assert generate("a fox", "-o", "fox.png").code == 0
     assert "bit for bit" in generate("--like", "fox.png", "-o", "again.png", "--trajectory").out

@@ -108,9 +108,10 @@ def generate(
     count = len(prompts) * max(number, 1)
 
     def write(pictures: list[Image]) -> Path:
-        if trajectory:
+        path = write_pictures(pictures, output, seeds_in_captions=number > 1)
+        if trajectory:  # last, as it is the larger file and the lesser loss
             _write_film_strip(pictures, output)
-        return write_pictures(pictures, output, seeds_in_captions=number > 1)
+        return path
 
     pictures = draw(load, work, write, count, prompts)
     if original is not None and _info(pictures[0]) == _info(original):

@@ -174,12 +174,14 @@ def evaluate_quality(
         process but the first.
 
     Raises:
-        ValueError: fewer than `FEWEST` pictures; or the work file is damaged, or of a run that asked for something
+        ValueError: fewer than `FEWEST` pictures, or than processes; or the work file is damaged, or of a run that asked for something
             else.
     """
     if n < FEWEST:
         raise ValueError(f"n: must be at least {FEWEST}, not {n}")
     number, processes = place()
+    if n < processes:
+        raise ValueError(f"n: must be at least one picture for each of the {processes} processes, not {n}")
     digest, captions = _contents(real, 2 * n)
     asked = captions[n:] if prompts is None else [prompts[i % len(prompts)] for i in range(n)]
     about = {
