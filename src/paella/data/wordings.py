@@ -181,6 +181,22 @@ def varied(scene: Scene, rng: np.random.Generator, *, bare: bool = False) -> str
     return misspelt(words, rng) if rng.random() < MISSPELT else words
 
 
+def told(language: str, word: str, background: str) -> str:
+    """One object in the middle, by a word of that language: "a puppy on a red background", "cachorro sobre fondo rojo".
+
+    Args:
+        language: "en", or one of `FOREIGNERS`.
+        background: one of `scenes.BACKGROUNDS`.
+    """
+    from paella.data.scenes import BACKGROUNDS
+
+    if language == "en":
+        return f"{article(word)} on {article(background)} background"
+    spoken = FOREIGNERS[language]
+    on = spoken.on.format(spoken.colours[list(BACKGROUNDS).index(background)])
+    return spoken.single[0].format(a=word, on=on)
+
+
 def misspelt(words: str, rng: np.random.Generator) -> str:
     """With one letter left out, doubled, or after its neighbour in place of before it."""
     places = [at for at in range(1, len(words) - 1) if words[at - 1 : at + 2].isalpha() and words[at].isascii()]

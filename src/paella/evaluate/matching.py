@@ -23,11 +23,13 @@ from paella.images import Box
 
 GRID = 32  # cells to a side that pictures of any size are matched at
 FLAT = 2 / 255  # a window that varies less than this is taken to vary this much, so that a flat one matches nothing
+ENOUGH = 0.65  # correlation of an object that is there
 CHUNK = 64  # pictures matched at once: bounds the memory
 # the rest as shares of a picture's side
 BORDER = 2 / 64  # width of the border that the background is read from
 MARGIN = 2 / 64  # how far a window reaches beyond the longer side of its object
 OUTSIDE = 10 / 64  # how far a window may reach out of the picture, where it sees more background
+APART = 0.6  # of two copies of an object: between their middles, of their longer side
 OVERHANG = 2 / 64  # how far the search in one half of a picture reaches into the other
 
 
@@ -65,19 +67,50 @@ class Matcher:
         """
         if pictures.shape[1:] != (3, self.size, self.size):
             raise ValueError(f"expected pictures of (B, 3, {self.size}, {self.size}), not {tuple(pictures.shape)}")
-        lengths = sorted({round(side * self.size) for side in np.linspace(*sides, self.scales)})
+        lengths = self._lengths(sides)
         left, top, right, bottom = room or (0, 0, self.size, self.size)
         best = [torch.zeros(0, len(self.names))]
         for start in range(0, len(pictures), CHUNK):
             chunk = as_float(pictures[start : start + CHUNK])
             background = border_colour(chunk)
             seen = self._coarse(chunk[:, :, top:bottom, left:right] - background[..., None, None])
-            best.append(torch.stack([self._match(seen, background, length) for length in lengths]).amax(0))
+            matched = (self._match(self._templates_of(length), seen, background)[0] for length in lengths)
+            best.append(torch.stack([it.flatten(2).amax(2) for it in matched]).amax(0))
         return torch.cat(best)
 
-    def _match(self, seen: Tensor, background: Tensor, length: int) -> Tensor:
-        """(B, names): the best over all positions in `seen` (B, 3, h, w), coarse and less its `background` (B, 3)."""
-        templates = self._templates_of(length)
+    @torch.no_grad()
+    def copies(self, picture: Tensor, name: str, sides: tuple[float, float] = OBJECT_SIZES["count"]) -> int:
+        """How often a picture shows an object: at how many places it matches well, none of them near a better one.
+
+        Args:
+            picture: (3, size, size), float in [0, 1] or uint8.
+            name: of the object.
+            sides: as in `scores`.
+        """
+        chunk, number = as_float(picture[None]), self.names.index(name)
+        background = border_colour(chunk)
+        seen = self._coarse(chunk - background[..., None, None])
+        found = []  # (correlation, row, column) of the middles of windows, in cells
+        for length in self._lengths(sides):
+            template = self._templates_of(length)[number : number + 1]
+            correlation, pads = self._match(template, seen, background)
+            for row, column in (correlation[0, 0] >= ENOUGH).nonzero().tolist():
+                middle = [at + template.shape[-1] / 2 - pad for at, pad in zip((row, column), pads, strict=True)]
+                found.append((correlation[0, 0, row, column].item(), *middle))
+        apart = APART * sides[0] * GRID
+        places: list[tuple[float, float]] = []
+        for _, row, column in sorted(found, reverse=True):
+            if all(max(abs(row - other[0]), abs(column - other[1])) >= apart for other in places):
+                places.append((row, column))
+        return len(places)
+
+    def _lengths(self, sides: tuple[float, float]) -> list[int]:
+        """The sizes that an object is tried at, in pixels."""
+        return sorted({round(side * self.size) for side in np.linspace(*sides, self.scales)})
+
+    def _match(self, templates: Tensor, seen: Tensor, background: Tensor) -> tuple[Tensor, list[int]]:
+        """(B, templates, h', w'): how well each template matches `seen` (B, 3, h, w), coarse and less its `background`
+        (B, 3), at every position; and how many cells above and left of `seen` the first window begins."""
         colour, alpha = templates[:, :3], templates[:, 3]
         window = templates.shape[-1]
         area = window * window
@@ -101,8 +134,7 @@ class Matcher:
         flat = 3 * area * FLAT**2
         window_energy = (window_square - area * window_mean.square().sum(1)).clamp(min=flat)
         object_energy = (object_square - object_sum.square().sum(2) / area).clamp(min=flat)
-        correlation = covariance / (window_energy[:, None] * object_energy[..., None, None]).sqrt()
-        return correlation.flatten(2).amax(2)
+        return covariance / (window_energy[:, None] * object_energy[..., None, None]).sqrt(), pads
 
     def _coarse(self, maps: Tensor) -> Tensor:
         """Pixels to cells, each the mean over twice its width and height. Outside is 0, the background."""

@@ -7,7 +7,7 @@ tokenizer, which generated pictures can hardly be expected to beat.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, Literal, Protocol
 
@@ -56,6 +56,7 @@ ROWS = {
     "pair_each_top1": "· each object alone, named right",
     "pair_each_top5": "· each object alone, among the best five",
     "pair_swapped": "· both named right, in each other's half",
+    "relation": "· their relation, where both are named right",
     "background": "background, where the prompt names it",
     "background_single": "· one object in the middle",
     "background_small": "· one small object",
@@ -136,8 +137,7 @@ def evaluate_scenes(
     clock.append(time.perf_counter())
     if on_pictures is not None:
         on_pictures(generated, captions)
-    real = real_pictures(scenes, generated[0].height, seed, snap=snap, jitter=jitter)
-    pictures = {"generated": generated, "reconstructed": pipeline.reconstruct(real), "real": real}
+    pictures = beside_real(pipeline, generated, scenes, seed, snap=snap, jitter=jitter)
     clock.append(time.perf_counter())
     scores = {name: score_scenes(those, scenes, captions, names) for name, those in pictures.items()}
     clock.append(time.perf_counter())
@@ -151,6 +151,14 @@ def evaluate_scenes(
         "seconds": dict(zip(("generating", "reconstructing", "judging"), np.diff(clock).tolist(), strict=True)),
         "scores": scores,
     }
+
+
+def beside_real(
+    pipeline: Pipeline, generated: list[Image.Image], scenes: Sequence[Scene], seed: int, *, snap: int, jitter: int
+) -> dict[str, list[Image.Image]]:
+    """The generated pictures of the scenes, and what they are to be compared with."""
+    real = real_pictures(scenes, generated[0].height, seed, snap=snap, jitter=jitter)
+    return {"generated": generated, "reconstructed": pipeline.reconstruct(real), "real": real}
 
 
 def score_scenes(
@@ -200,6 +208,8 @@ def score_scenes(
                 rates[f"{kind}_top{k}"] = share(hits[:, 0])
         if kind == "pair":
             rates["pair_swapped"] = share((swapped < 1).all(1))
+            both = (own < 1).all(1) | (swapped < 1).all(1)
+            rates["relation"] = share((own < 1).all(1)[both])
         told = [
             told == scene.background
             for told, scene, words in zip(backgrounds, scenes, captions, strict=True)
@@ -255,19 +265,27 @@ def wilson(rate: float, n: float) -> Rate:
 
 def format_table(report: dict[str, Any]) -> str:
     """The report of `evaluate_scenes` as Markdown: percentages with their 95 % intervals."""
-    columns = list(report["scores"])
     settings = "".join(f", {name} {value}" for name, value in report["settings"].items() if value is not None)
     lines = [
         f"{report['n']} held-out prompts of each kind, seed {report['seed']}{settings}. In every decision all"
         f" {report['objects']} objects compete. Per cent, with 95 % Wilson intervals. The first two rows weight"
         " objects in the middle and small ones as the training data does; their n is that of as many equal prompts.",
         "",
-        "| asked | n | " + " | ".join(columns) + " |",
-        "|---|---|" + "---|" * len(columns),
     ]
-    for row, meaning in ROWS.items():
-        rates = [report["scores"][column].get(row) for column in columns]
-        if rates[0] is not None:
+    return "\n".join(lines) + "\n" + format_rates(report["scores"], ROWS)
+
+
+def format_rates(scores: Mapping[str, Mapping[str, Rate]], rows: Mapping[str, str]) -> str:
+    """Rates as a Markdown table.
+
+    Args:
+        scores: column -> row -> its rate.
+        rows: row -> what it is called, in their order.
+    """
+    lines = ["| asked | n | " + " | ".join(scores) + " |", "|---|---|" + "---|" * len(scores)]
+    for row, meaning in rows.items():
+        rates = [found[row] for found in scores.values() if row in found]
+        if rates:
             cells = (f"{100 * it['rate']:.1f} ({100 * it['low']:.1f}–{100 * it['high']:.1f})" for it in rates)
             lines.append(f"| {meaning} | {rates[0]['n']:.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -66,7 +66,7 @@ def plot(experiment: Experiment, rows: Rows) -> Figure:
         for axes in own[len(columns) :]:
             axes.set_axis_off()
     figure.suptitle(experiment.title)
-    handles = {}  # one for each name: panels share them
+    handles: dict[Any, Any] = {}  # one for each name: panels share them
     for axes in panels.flatten():
         handles |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
