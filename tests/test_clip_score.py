@@ -21,7 +21,7 @@ class Colours:
     """A CLIP of pure colours: the embedding of each is a direction of its own."""
 
     NAMES = ("red", "lime", "blue")
-    model = SimpleNamespace(device=torch.device("cpu"))
+    model = SimpleNamespace(device=torch.device("cpu"), training=False, train=lambda mode: None)
 
     def unwhitened(self) -> Colours:
         return self

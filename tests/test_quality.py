@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from paella.data.scenes import any_held_out, held_out, objects
 from paella.evaluate import quality
 from paella.evaluate.features import open_extractor
-from paella.evaluate.metrics import estimate
+from paella.evaluate.metrics import bootstrap, estimate
 from paella.evaluate.quality import HeldOutScenes, Seen, evaluate_quality, score
 from paella.fingerprint import fingerprint
 from paella.pipeline import Paella
@@ -144,6 +144,7 @@ def test_a_perfect_model_scores_as_the_real_pictures_and_a_poor_one_worse() -> N
     shifted = score(Seen(reference, images), Seen(own + 2, images), images.roll(1, 0))
     for row, sign in {"frechet": 1, "kernel": 1, "precision": -1, "recall": -1, "clip": -1}.items():
         assert sign * shifted[row]["value"] > sign * perfect[row]["value"]
+    assert shifted["clip"] == bootstrap((images * images.roll(1, 0)).sum(1))  # it is a mean
     assert perfect["clip"]["value"] == pytest.approx(1) and perfect["clip_chance"]["high"] < 0.2
 
 

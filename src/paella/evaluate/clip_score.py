@@ -1,4 +1,4 @@
-"""CLIP score: how near pictures are to their captions in a CLIP's space (Hessel et al. 2021, not scaled)."""
+"""How near pictures are to captions in a CLIP's space: the CLIP score (Hessel et al. 2021, not scaled)."""
 
 from __future__ import annotations
 
@@ -33,11 +33,17 @@ def clip_scores(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[
     """
     if len(pictures) != len(captions):
         raise ValueError(f"{len(pictures)} pictures, {len(captions)} captions: not one to one")
-    clip = clip.unwhitened()
-    scores = []
+    image, text = unit_embeddings(clip, pictures, captions)
+    return (image * text).sum(1).cpu()
+
+
+def unit_embeddings(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings of norm one, as the contrastive loss compares them: of the pictures (P,d) and the captions (C,d)."""
+    training, clip = clip.model.training, clip.unwhitened()  # which is in evaluation mode
+    image, text = [], []
     for start in range(0, len(pictures), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        image = clip.embed_images(to_tensor(pictures[part]).to(clip.model.device))
-        text = clip.embed_text(list(captions[part]))
-        scores.append(F.cosine_similarity(image.float(), text.float()).cpu())
-    return torch.cat(scores)
+        image.append(clip.embed_images(to_tensor(pictures[start : start + AT_ONCE]).to(clip.model.device)))
+    for start in range(0, len(captions), AT_ONCE):
+        text.append(clip.embed_text(captions[start : start + AT_ONCE]))
+    clip.model.train(training)
+    return F.normalize(torch.cat(image).float(), dim=-1), F.normalize(torch.cat(text).float(), dim=-1)

@@ -28,6 +28,7 @@ from paella.data.scenes import (
     held_out,
     objects,
 )
+from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.matching import Matcher, ranks, rooms
 from paella.evaluate.parts import clip_of
 from paella.evaluate.scenes import object_ranks, real_pictures, share
@@ -183,8 +184,6 @@ def variations(pipeline: Paella, singles: Cases) -> Figures:
 
 def interpolation(pipeline: Paella, singles: Cases, frames: int = 8) -> Figures:
     """From each scene's prompt to that of another object."""
-    from paella.train.clip import unit_embeddings
-
     exact, ordered = [], []
     for index, (scene, other) in enumerate(zip(singles.scenes, singles.others, strict=True)):
         ends, seed = [captions(scene)[0], captions(other)[0]], singles.seed + index

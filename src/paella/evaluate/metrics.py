@@ -25,8 +25,9 @@ Estimate = dict[str, float]  # value; low, high: its 95 % interval
 def bootstrap(values: Sequence[float] | Tensor, resamples: int = 2000) -> Estimate:
     """The mean of values (n,) with its 95 % percentile bootstrap interval (Efron 1979): the same at each call."""
     sample = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(len(sample)).integers(len(sample), size=(resamples, len(sample)))
-    low, high = np.quantile(sample[drawn].mean(1), (0.025, 0.975))
+    rng, n = np.random.default_rng(len(sample)), len(sample)
+    means = [sample[rng.integers(n, size=n)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, (0.025, 0.975))
     return {"value": sample.mean().item(), "low": low.item(), "high": high.item()}
 
 
@@ -139,16 +140,6 @@ def recall(real: Tensor, generated: Tensor, k: int = 3) -> float:
     return precision(generated, real, k)
 
 
-def clip_score(pairs: Tensor) -> float:
-    """The mean cosine of pictures and their captions.
-
-    Args:
-        pairs: (n,2,d), the embeddings of picture and caption, of norm one.
-    """
-    image, text = pairs.unbind(1)
-    return (image * text).sum(1).mean().item()
-
-
 def clip_chance(pairs: Tensor) -> float:
     """The mean cosine of pictures and the captions of all the others: what shuffled captions give in the mean.
 
@@ -161,11 +152,9 @@ def clip_chance(pairs: Tensor) -> float:
 
 
 def psnr(output: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio (B,) in dB of pictures (B,3,H,W) in [0, 1], by torchmetrics; at most 100."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    ratio = peak_signal_noise_ratio(output, target, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    return ratio.clamp(max=100)  # of equal pictures it is infinite
+    """Peak signal-to-noise ratio (B,) in dB of pictures (B,3,H,W) in [0, 1]; at most 100, as of equal ones it is
+    infinite."""
+    return -10 * (output - target).square().mean((1, 2, 3)).clamp(min=1e-10).log10()
 
 
 def ssim(output: Tensor, target: Tensor) -> Tensor:
@@ -197,12 +186,13 @@ def estimate(
     seed: int = 0,
     bounds: tuple[float, float] = (-math.inf, math.inf),
 ) -> Estimate:
-    """A statistic with its 95 % bootstrap interval: 1.96 times the spread of its resamples, to either side.
+    """A statistic with its 95 % interval by the delete-half jackknife (Shao & Wu 1989): 1.96 times the spread of its
+    resamples, to either side. For what is no mean; a mean has `bootstrap`.
 
     A resample is a random half of each set, drawn without replacement: the spread of a statistic over these is that of
-    the statistic itself over whole sets (the delete-half jackknife; Shao & Wu 1989). Drawn with replacement, as usual,
-    a feature that comes twice is its own nearest neighbour, and shifts the distances and the manifolds. Where two
-    distributions are the same, distances spread less than as 1/√n, and the interval is too wide.
+    the statistic itself over whole sets. Drawn with replacement, as by the bootstrap, a feature that comes twice is its
+    own nearest neighbour, and shifts the distances and the manifolds. Where two distributions are the same, distances
+    spread less than as 1/√n, and the interval is too wide.
 
     Args:
         statistic: of the samples.

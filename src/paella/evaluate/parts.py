@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, Scenes, captions
+from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
 from paella.images import to_tensor
@@ -84,8 +85,6 @@ def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None
 
     A half is chance. Retrieval hardly shows this: a model that knows no order still finds most captions.
     """
-    from paella.train.clip import unit_embeddings
-
     prompts = held_out_prompts(PAIRS, "pair", seed, names)
     pictures = real_pictures([scene for scene, _ in prompts], size, seed)
     swapped = [

@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella.clip import Clip, Whitening
-from paella.data import collate, length, open_data
+from paella.data import length, open_data
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes, hard_scenes
+from paella.evaluate.clip_score import unit_embeddings
 from paella.images import contact_sheet
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
@@ -215,19 +216,6 @@ def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
             f"data.folder: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
             stacklevel=2,
         )
-
-
-def unit_embeddings(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings of norm one, as the contrastive loss compares them: of the pictures (P,d) and the captions (C,d)."""
-    training, clip = clip.model.training, clip.unwhitened()  # which is in evaluation mode
-    image, text = [], []
-    for start in range(0, len(pictures), 100):
-        pixels, _ = collate([(picture, "") for picture in pictures[start : start + 100]])
-        image.append(clip.embed_images(pixels.to(clip.model.device)))
-    for start in range(0, len(captions), 100):
-        text.append(clip.embed_text(captions[start : start + 100]))
-    clip.model.train(training)
-    return F.normalize(torch.cat(image).float(), dim=-1), F.normalize(torch.cat(text).float(), dim=-1)
 
 
 def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[int]:

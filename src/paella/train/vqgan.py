@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from paella.checkpoint import about_argument, load_vqgan, save_vqgan
 from paella.data import collate, length, open_data
+from paella.evaluate.metrics import codebook_usage, psnr
 from paella.images import contact_sheet, to_pictures
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
@@ -174,10 +175,9 @@ def reconstruction_figures(vqgan: VQGAN, pixels: Tensor) -> dict[str, float]:
     """PSNR in dB (mean over pictures) and the share of codes in use, over pixels (B,3,H,W) in [0, 1]."""
     tokens = torch.cat([vqgan.encode(part) for part in pixels.split(32)])
     output = torch.cat([vqgan.decode(part) for part in tokens.split(32)])
-    error = (output - pixels).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
     return {
-        "PSNR": float((-10 * error.log10()).mean()),
-        "codes used": tokens.unique().numel() / vqgan.config.n_embed,
+        "PSNR": psnr(output, pixels).mean().item(),
+        "codes used": codebook_usage(tokens, vqgan.config.n_embed)["used"],
     }
 
 
