@@ -108,7 +108,7 @@ def test_nothing_imports_the_commands_the_server_or_the_adapters() -> None:
 
 def test_only_training_and_what_uses_it_imports_the_trainer() -> None:
     users = {module.split(".")[0] for module in modules() if any(o.split(".")[0] == "train" for o in imports(module))}
-    assert users <= {"train", "cli", "baselines", "evaluate"}
+    assert users <= {"train", "cli", "baselines", "evaluate", "experiments"}
 
 
 def loaded_by(statement: str, *names: str) -> list[str]:
