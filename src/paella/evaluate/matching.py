@@ -82,6 +82,8 @@ class Matcher:
     def copies(self, picture: Tensor, name: str, sides: tuple[float, float] = OBJECT_SIZES["count"]) -> int:
         """How often a picture shows an object: at how many places it matches well, none of them near a better one.
 
+        An object of much the same outline and colours counts too.
+
         Args:
             picture: (3, size, size), float in [0, 1] or uint8.
             name: of the object.
