@@ -10,6 +10,7 @@ import torch
 
 from paella.data import Stream, open_data, open_loader
 from paella.data.folder import Folder
+from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scene, Scenes, held_out
 from paella.train import clip as clip_training
 from paella.train.recipe import DataConfig
@@ -34,6 +35,25 @@ def test_every_epoch_of_a_finite_stream_is_another_permutation() -> None:
 
 def test_an_endless_stream_counts() -> None:
     assert list(islice(Stream(None, 0, 7), 3)) == [7, 8, 9]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.7])
+def test_rehearsed_scenes_have_their_share_and_the_folder_comes_in_whole_epochs(pictures: Path, share: float) -> None:
+    folder, scenes = Folder(pictures, size=16), Scenes(16)
+    data = Rehearsed(folder, scenes, share, seed=2)
+    drawn = [data[number][1] for number in range(200)]
+    own = [words for words in drawn if words in folder.all_captions]
+    assert len(own) == pytest.approx(200 * (1 - share), abs=1)
+    for start in range(0, len(own) - 9, 10):
+        assert sorted(own[start : start + 10]) == sorted(folder.all_captions)
+    assert len(own) < 20 or own[:10] != own[10:20]
+    assert all(words == scenes[n][1] for n, words in enumerate(drawn) if words not in folder.all_captions)
+    assert data[150][1] == drawn[150]
+
+
+def test_a_share_that_leaves_no_own_picture_is_refused(pictures: Path) -> None:
+    with pytest.raises(ValueError, match=r"rehearse: must be at least 0 and below 1, not 1\.0"):
+        Rehearsed(Folder(pictures, size=16), Scenes(16), 1.0)
 
 
 def test_a_loader_goes_on_where_it_was_and_workers_change_nothing(pictures: Path) -> None:

@@ -16,6 +16,7 @@ from training import assert_overfits, make_stage, rows, train
 from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
 from paella.clip import Clip
 from paella.data import collate
+from paella.data.scenes import objects
 from paella.pipeline import Paella
 from paella.train.predictor import SmoothedCrossEntropy, clean_regions
 from paella.train.vqgan import reconstruction_figures
@@ -245,6 +246,15 @@ def test_other_wordings_come_to_mean_what_the_plain_one_means(tiny_model: Path, 
     assert torch.equal(before.embed_images(pixels), after.embed_images(pixels))
     words = ["A fox, it is"]
     assert not torch.equal(before.embed_text(words), after.embed_text(words))
+
+
+def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    more = [f"data.folder={pictures}", "rehearse=0.5", f"init_from={tiny_model}"]
+    run = train("predictor", tiny_model, tmp_path, "steps=2", "preview_every=2", *more)
+    assert Paella.from_pretrained(run / "model").objects == list(objects())
+    assert (run / "preview" / "0000002.png").is_file()
+    with pytest.raises(ValueError, match=r"rehearse: goes with data\.folder"):
+        make_stage("predictor", tiny_model, "rehearse=0.5")
 
 
 def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:

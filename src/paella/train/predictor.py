@@ -29,6 +29,9 @@ from paella.checkpoint import (
 )
 from paella.data import length, open_data
 from paella.data.encoded import Embeddings, Encoded
+from paella.data.folder import Folder
+from paella.data.rehearsed import Rehearsed
+from paella.data.scenes import Scenes
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.images import contact_sheet
 from paella.method import method_of
@@ -61,6 +64,9 @@ class TokenRecipe(Recipe):
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
+    rehearse: float = (
+        0.0  # with data.folder: share of the samples that are emoji scenes, so that these are not forgotten
+    )
 
 
 def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
@@ -240,8 +246,18 @@ class PredictorStage(TokenStage):
         super().__init__(recipe)
         with about_argument("clip"):
             self.clip = load_clip(recipe.clip)
-        warn_of_cut_captions(self.clip, self.data)
+        warn_of_cut_captions(self.clip, getattr(self.data, "folder", self.data))
         self.modules = {"predictor": self.open_predictor(self.clip.dim)}
+
+    def open_data(self, config: DataConfig, seed: int) -> Any:
+        data = super().open_data(config, seed)
+        if not self.recipe.rehearse:
+            return data
+        if not isinstance(data, Folder):
+            raise ValueError("rehearse: goes with data.folder; without one, all pictures are emoji scenes")
+        scenes = open_data(replace(config, folder=None), seed)
+        assert isinstance(scenes, Scenes)
+        return Rehearsed(data, scenes, self.recipe.rehearse, seed)
 
     def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
         return {**super().learned_from(), "clip": ("clip/model.safetensors", self.clip.model.state_dict())}
@@ -271,8 +287,8 @@ class PredictorStage(TokenStage):
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:
-        count = min(16, length(self.data) or 16)
-        captions = [self.data.caption(i) for i in range(count)]
+        data = getattr(self.data, "folder", self.data)
+        captions = [data.caption(i) for i in range(min(16, length(data) or 16))]
         return contact_sheet(self.pipeline(shipped).generate(captions), captions)
 
 
