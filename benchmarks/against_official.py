@@ -18,19 +18,18 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 import authors
 import torch
 from sampling import v1
-from table import Row, arguments, millions, report, seconds, short, turns
+from table import Row, arguments, millions, placed, report, seconds, short, turns
 
 from paella import official
-from paella.engine import resolve_device, resolve_dtype
 from paella.images import to_pictures
 from paella.speedups import compile_steps, quantize_int8
+from paella.unet import UNetConfig
 
 
 def main() -> None:
@@ -38,19 +37,16 @@ def main() -> None:
     authors.option(parser, required=True)
     parser.add_argument("--config", type=Path, help="sizes of both networks, as for paella import-checkpoint")
     parser.add_argument("--size", type=int, help="pixels, a side; default: what the model was trained on")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="of our predictor; auto: bfloat16 where the processor has it")
     faster = parser.add_mutually_exclusive_group()
     faster.add_argument("--quantize", choices=["int8"], help="as of Paella.from_pretrained")
     faster.add_argument("--compile", action="store_true", help="as of Paella.from_pretrained")
-    args = parser.parse_args()
+    args, device, dtype = placed(parser)
     network, sample = authors.network(parser, args.official), authors.sampler(parser, args.official)
-    device = resolve_device(args.device)
     ours = v1(json.loads(args.config.read_text()) if args.config else official.V1, device, torch.float32)
-    sizes = {key: value for key, value in asdict(ours.predictor.config).items() if key != "mask_token"}
-    theirs = network(**sizes).to(device).eval()
+    assert isinstance(ours.predictor.config, UNetConfig)
+    theirs = network(**authors.sizes(ours.predictor.config)).to(device).eval()
     theirs.load_state_dict(ours.predictor.state_dict())
-    ours.to(dtype=resolve_dtype(args.dtype, device))
+    ours.to(dtype=dtype)
     if args.quantize is not None:
         quantize_int8(ours.predictor)
     if args.compile:

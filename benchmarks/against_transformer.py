@@ -31,6 +31,7 @@ from table import (
     millions,
     parameters,
     peak_memory,
+    placed,
     random_network,
     report,
     seconds,
@@ -40,7 +41,6 @@ from table import (
 
 from paella import official
 from paella.baselines.transformer import TransformerConfig, TransformerPredictor
-from paella.engine import resolve_device, resolve_dtype
 from paella.unet import TokenPredictor, UNetConfig
 
 F = 8  # pixels, the side of a token
@@ -83,11 +83,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[256, 512, 1024], help="pixels, a side")
     parser.add_argument("--parameters", choices=UNETS, default="48M", help="of each network (default: 48M)")
     parser.add_argument("--config", type=Path, help="another U-Net's sizes, as for paella import-checkpoint")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 where the processor has it")
-    args = parser.parse_args()
-    device = resolve_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
+    args, device, dtype = placed(parser)
     unet = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else UNETS[args.parameters]
 
     @torch.inference_mode()

@@ -11,6 +11,10 @@ from typing import Any
 
 import torch
 
+from paella.unet import UNetConfig
+
+SIZES = ("num_labels", "c_hidden", "c_clip", "c_r", "down_levels", "up_levels")
+
 
 def option(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument(
@@ -24,6 +28,11 @@ def network(parser: argparse.ArgumentParser, checkout: Path) -> Callable[..., An
     if found is None:
         parser.error(f"--official: {checkout} is not of the first model; check out such a commit, as 946939c")
     return found
+
+
+def sizes(config: UNetConfig) -> dict[str, Any]:
+    """What their class is made with; ours has options beside these."""
+    return {name: getattr(config, name) for name in SIZES}
 
 
 def sampler(parser: argparse.ArgumentParser, checkout: Path) -> Callable[..., Any]:

@@ -26,11 +26,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from table import Row, apart, arguments, millions, now, peak_memory, random_network, report, short, turns
+from table import Row, apart, arguments, millions, now, peak_memory, placed, random_network, report, short, turns
 from torch import Tensor
 
 from paella import official
-from paella.engine import resolve_device, resolve_dtype
 from paella.pipeline import Paella
 from paella.sampler import draw_typical
 from paella.unet import TokenPredictor
@@ -101,11 +100,7 @@ def main() -> None:
         "--megapixels", type=float, default=0.3, help="batches (of more than one) that have more in all are left out"
     )
     parser.add_argument("--config", type=Path, help="sizes in place of v1's, as for paella import-checkpoint")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="of the predictor; auto: bfloat16 where the processor has it")
-    args = parser.parse_args()
-    device = resolve_device(args.device)
-    dtype = resolve_dtype(args.dtype, device)
+    args, device, dtype = placed(parser)
 
     def measure(models: str, sizes: int, batches: int) -> Row:
         if models == "builtin":

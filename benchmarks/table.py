@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from paella.cli.info import machine
-from paella.engine import set_dtype
+from paella.engine import resolve_device, resolve_dtype, set_dtype
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -39,6 +39,15 @@ def arguments(description: str | None, runs: int) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the rows too, for plot.py")
     return parser
+
+
+def placed(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, torch.device, torch.dtype]:
+    """The arguments, with options for where networks are and for the predictor's dtype; and these two."""
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the predictor; auto: bfloat16 where the processor has it")
+    args = parser.parse_args()
+    device = resolve_device(args.device)
+    return args, device, resolve_dtype(args.dtype, device)
 
 
 def report(rows: Sequence[Row], device: torch.device, file: Path | None) -> None:

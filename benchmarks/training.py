@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from itertools import repeat
 from pathlib import Path
 from statistics import median
@@ -72,8 +71,7 @@ def authors_step(
     network: Callable[..., Any], config: UNetConfig, tokens: Tensor, embeddings: Tensor
 ) -> Callable[[], None]:
     """A function that takes one step as the authors' script does."""
-    sizes = {key: value for key, value in asdict(config).items() if key != "mask_token"}
-    model = network(**sizes).to(tokens.device).train()
+    model = network(**authors.sizes(config)).to(tokens.device).train()
     optimizer = AdamW(model.parameters(), lr=3e-4)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
 
