@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +35,16 @@ if TYPE_CHECKING:
 
     from paella.pipeline import Paella, Region
 
-Work = Callable[["Paella", dict[str, Any]], list["Image"]]  # the pipeline and the options of `generate` -> pictures
+
+@dataclass(frozen=True)
+class Task:
+    """What an ability's own arguments ask for: how many pictures, of what, and what to do with the pipeline and the
+    options of `generate`."""
+
+    count: int
+    prompts: Sequence[str]
+    work: Callable[[Paella, dict[str, Any]], list[Image]]
+
 
 ImageFile = Annotated[Path, typer.Argument(help="The picture: a file of any size and kind.", metavar="IMAGE")]
 Regions = Annotated[
@@ -48,11 +58,11 @@ Regions = Annotated[
 ]
 
 
-def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] = ()) -> Callable[..., None]:
+def ability(prepare: Callable[..., Task], animations: Sequence[str] = ()) -> Callable[..., None]:
     """Turns a function that reads the arguments of one ability into a command that has the common options as well.
 
     Args:
-        prepare: returns how many pictures there will be, for the progress bar, and what to do.
+        prepare: says what is to be done.
         animations: suffixes of output files into which the pictures go as frames.
     """
 
@@ -70,22 +80,22 @@ def ability(prepare: Callable[..., tuple[int, Work]], animations: Sequence[str] 
     ) -> None:
         single = is_picture_file(output, animations)
         check_writable(output, folder=not single)
-        count, work = prepare(**own)
+        task = prepare(**own)
         common = sampler_options(steps, guidance, typical_mass, temperature)
 
         def write(pictures: list[Image]) -> Path:
             if single and output.suffix.lower() in animations:
                 return write_animation(pictures, output)
-            return write_pictures(pictures, output, seeds_in_captions=count > 1, source=own.get("image"))
+            return write_pictures(pictures, output, seeds_in_captions=task.count > 1, source=own.get("image"))
 
         draw(
             lambda: load_pipeline(model),
-            lambda pipeline, on_step: work(
+            lambda pipeline, on_step: task.work(
                 pipeline, {**common, "negative_prompt": negative_prompt, "seed": seed or 0, "on_step": on_step}
             ),
             write,
-            count,
-            _prompts(own),
+            task.count,
+            task.prompts,
         )
 
     own, common = inspect.signature(prepare, eval_str=True), inspect.signature(command, eval_str=True)
@@ -112,15 +122,17 @@ def inpaint(
     ] = None,
     number: Number = 1,
     feather: Annotated[int, typer.Option(help="Pixels inside the mask's border over which old and new mix.")] = 0,
-) -> tuple[int, Work]:
+) -> Task:
     """Repaints the part of a picture that a mask marks; every other pixel stays as it is."""
     if not mask:
         raise ValueError("mask: missing; give a picture of the same size, white where to repaint")
     prompts: str | list[str] = prompt[0] if prompt and len(prompt) == 1 else prompt or ""
     count = number if len(mask) > 1 or isinstance(prompts, str) else number * len(prompts)
     masks = mask[0] if len(mask) == 1 else mask
-    return count, lambda pipeline, options: pipeline.inpaint(
-        image, masks, prompts, n=number, feather=feather, **options
+    return Task(
+        count,
+        prompt or [],
+        lambda pipeline, options: pipeline.inpaint(image, masks, prompts, n=number, feather=feather, **options),
     )
 
 
@@ -138,15 +150,27 @@ def outpaint(
         typer.Option("--mask", "-m", help="Of the old picture's size: white is repainted as well.", metavar="MASK"),
     ] = None,
     number: Number = 1,
-) -> tuple[int, Work]:
+) -> Task:
     """Continues a picture beyond its borders; what is there stays as it is.
 
     In --region, left ... bottom mean what is added there.
     """
     regions = [_region(text) for text in region or []]
-    extents = {"left": left, "right": right, "top": top, "bottom": bottom}
-    return number, lambda pipeline, options: pipeline.outpaint(
-        image, prompt, **extents, regions=regions, mask=mask, n=number, **options
+    return Task(
+        number,
+        [prompt, *(text for text, _ in regions)],
+        lambda pipeline, options: pipeline.outpaint(
+            image,
+            prompt,
+            left=left,
+            right=right,
+            top=top,
+            bottom=bottom,
+            regions=regions,
+            mask=mask,
+            n=number,
+            **options,
+        ),
     )
 
 
@@ -159,11 +183,15 @@ def vary(
     ] = None,
     number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 4,
     size: Size = None,
-) -> tuple[int, Work]:
+) -> Task:
     """Draws variations of a picture: other pictures of the same things."""
     pixels = None if size is None else parse_size(size)
-    return number, lambda pipeline, options: pipeline.vary(
-        image, number, prompt=prompt, strength=strength, size=pixels, **options
+    return Task(
+        number,
+        [prompt or ""],
+        lambda pipeline, options: pipeline.vary(
+            image, number, prompt=prompt, strength=strength, size=pixels, **options
+        ),
     )
 
 
@@ -173,14 +201,18 @@ def interpolate(
     end: Annotated[str, typer.Argument(help="A prompt, or a picture file.")],
     frames: Annotated[int, typer.Option("--frames", "-n", help="How many pictures.")] = 8,
     size: Size = None,
-) -> tuple[int, Work]:
+) -> Task:
     """Draws a row of pictures that turns one thing into another.
 
     --output may also be a .gif or .webp file: an animation.
     """
     ends = [_prompt_or_picture(text) for text in (start, end)]
     pixels = None if size is None else parse_size(size)
-    return frames, lambda pipeline, options: pipeline.interpolate(ends[0], ends[1], frames, size=pixels, **options)
+    return Task(
+        frames,
+        [text for text in ends if isinstance(text, str)],
+        lambda pipeline, options: pipeline.interpolate(ends[0], ends[1], frames, size=pixels, **options),
+    )
 
 
 @ability
@@ -191,9 +223,13 @@ def restyle(
         float, typer.Option(help="How much changes: 0 = nothing, 1 = everything, as if there were no picture.")
     ] = 0.5,
     number: Number = 1,
-) -> tuple[int, Work]:
+) -> Task:
     """Draws a picture anew under another prompt, its colours and shapes about where they were."""
-    return number, lambda pipeline, options: pipeline.restyle(image, prompt, strength=strength, n=number, **options)
+    return Task(
+        number,
+        [prompt],
+        lambda pipeline, options: pipeline.restyle(image, prompt, strength=strength, n=number, **options),
+    )
 
 
 @ability
@@ -203,7 +239,7 @@ def compose(
     softness: Annotated[int, typer.Option(help="Width in pixels of the passage from one prompt to the next.")] = 8,
     size: Size = None,
     number: Annotated[int, typer.Option("--number", "-n", help="How many pictures.")] = 1,
-) -> tuple[int, Work]:
+) -> Task:
     """Draws one picture of several prompts, each in its region.
 
     For example: paella compose --region "a fox@left" --region "a dog@right"
@@ -212,17 +248,13 @@ def compose(
         raise ValueError('region: missing; give at least one, such as "a fox@left"')
     regions = [_region(text) for text in region]
     pixels = None if size is None else parse_size(size)
-    return number, lambda pipeline, options: pipeline.compose(
-        regions, background=background, n=number, size=pixels, softness=softness, **options
+    return Task(
+        number,
+        [text for text, _ in regions],
+        lambda pipeline, options: pipeline.compose(
+            regions, background=background, n=number, size=pixels, softness=softness, **options
+        ),
     )
-
-
-def _prompts(own: dict[str, Any]) -> list[str]:
-    """What an ability's own arguments ask for."""
-    prompt = own.get("prompt") or []
-    regions = [_region(text)[0] for text in own.get("region") or []]
-    ends = [_prompt_or_picture(own[name]) for name in ("start", "end") if name in own]
-    return [*([prompt] if isinstance(prompt, str) else prompt), *regions, *(e for e in ends if isinstance(e, str))]
 
 
 def _prompt_or_picture(text: str) -> str | Path:
