@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from paella.data.scenes import LAYOUTS, captions, objects, render
-from paella.evaluate.edits import Cases, evaluate_edits, format_edits, inpainting
+from paella.evaluate.edits import Cases, evaluate_edits, format_edits, inpainting, seam
 from paella.pipeline import Paella
 from paella.unet import TokenPredictor
 
@@ -76,3 +76,14 @@ def test_what_a_maskgit_model_cannot_do_is_left_out_with_a_note(tiny: Paella) ->
         report = evaluate_edits(hiding, 2, names=NAMES)
     assert set(report) == {"inpaint", "outpaint", "vary", "interpolate", "restyle", "compose"}
     assert "| restyle | not measured | a MaskGIT model cannot start from noisy tokens |" in format_edits(report)
+
+
+def test_a_seam_is_a_step_at_the_border_of_the_mask() -> None:
+    ramp = np.broadcast_to(np.arange(0, 160, 10, dtype=np.uint8)[None, :, None], (16, 16, 3))
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[:, 8:] = True
+    assert seam([Image.fromarray(ramp.copy())], [mask]) == pytest.approx(1)
+    assert seam([Image.fromarray(ramp.swapaxes(0, 1).copy())], [mask.T]) == pytest.approx(1)
+    stepped = ramp + np.where(mask.numpy()[..., None], 20, 0).astype(np.uint8)
+    assert seam([Image.fromarray(stepped)] * 2, [mask, mask]) == pytest.approx(3)
+    assert seam([Image.fromarray(stepped), Image.fromarray(ramp.copy())], [mask, mask]) == pytest.approx(2)

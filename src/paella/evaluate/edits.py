@@ -115,8 +115,8 @@ def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
         for other, picture, half in zip(strangers, singles.pictures, halves, strict=True)
     ]
     right = torch.zeros(size, size, dtype=torch.bool)
-    seam = size // 2 - GAP
-    right[:, seam:] = True
+    right[:, size // 2 - GAP :] = True
+    masks = [*halves, *[right] * len(pairs)]
     exchanged = pairs.each(
         lambda i: pipeline.inpaint(pairs.pictures[i], right.numpy(), captions(pairs.others[i])[0], seed=pairs.seed + i)
     )
@@ -136,8 +136,9 @@ def inpainting(pipeline: Paella, singles: Cases, pairs: Cases) -> Figures:
         "another object asked for: found in the mask": share(
             pairs.hits(exchanged, asked, rooms("horizontal", size)[1], "horizontal")
         ),
-        "gradient across the seam, of that beside it": _seam(exchanged, seam),
-        "· in the pictures before": _seam(pairs.pictures, seam),
+        "gradient across the mask's border, of that beside it": seam(completed + exchanged, masks),
+        "· in the pictures before": seam(singles.pictures + pairs.pictures, masks),
+        "· with an unrelated picture in the mask": seam(pasted, halves),
     }
 
 
@@ -292,10 +293,21 @@ def _unchanged(before: Image.Image, after: Image.Image, mask: Tensor) -> bool:
     return bool((np.asarray(before)[~mask.numpy()] == np.asarray(after)[~mask.numpy()]).all())
 
 
-def _seam(pictures: Sequence[Image.Image], column: int) -> float:
-    """Mean gradient across the border left of a column, divided by that between the columns just beside it."""
-    steps = to_tensor(pictures).diff(dim=3).abs().mean((0, 1, 2))  # of each pair of neighbouring columns
-    return (2 * steps[column - 1] / (steps[column - 2] + steps[column])).item()
+def seam(pictures: Sequence[Image.Image], masks: Sequence[Tensor]) -> float:
+    """Mean gradient across the border of each picture's mask (H,W) bool, divided by that just inside and outside."""
+    across, beside = [], []
+    for pixels, mask in zip(to_tensor(pictures), masks, strict=True):
+        for steps, inside in (  # of neighbours in a row, then in a column
+            (pixels.diff(dim=2).abs().mean(0), mask),
+            (pixels.diff(dim=1).abs().mean(0).T, mask.T),
+        ):
+            border = inside[:, 1:] != inside[:, :-1]
+            near = torch.zeros_like(border)
+            near[:, 1:] |= border[:, :-1]
+            near[:, :-1] |= border[:, 1:]
+            across.append(steps[border])
+            beside.append(steps[near & ~border])
+    return (torch.cat(across).mean() / torch.cat(beside).mean()).item()
 
 
 def _alike(pictures: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
