@@ -97,6 +97,16 @@ def test_evaluate_scenes(paella: Run, tiny_model: Path, tmp_path: Path, monkeypa
     assert result.out.startswith(Path("report/report.md").read_text().split("\n\n", 1)[1])
 
 
+@pytest.mark.parametrize(("what", "row"), [("words", "Korean"), ("counts", "as many as asked for")])
+def test_evaluate_words_and_counts(paella: Run, tiny_model: Path, tmp_path: Path, what: str, row: str) -> None:
+    result = paella("evaluate", what, "-n", 2, "--steps", 1, "-o", "report", "--model", tiny_model)
+    assert result.code == 0 and f"| {row} | 2 |" in result.out
+    assert files(tmp_path / "report") == {f"{what}.json", f"{what}.md"}
+    report = json.loads(Path(f"report/{what}.json").read_text())
+    assert report["scores"].keys() == {"generated", "reconstructed", "real"}
+    assert report["sampler"]["steps"] == 1
+
+
 def test_train_runs_a_recipe(paella: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("paella.train.vqgan.main", seen.append)

@@ -31,10 +31,11 @@ from paella.cli.options import (
 from paella.cli.progress import counting, drawing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from PIL.Image import Image
 
+    from paella.evaluate.scenes import Rate
     from paella.pipeline import Paella
 
 SHOWN = 64  # pictures on the contact sheet
@@ -132,6 +133,66 @@ def edits(
     _write_report(output / "edits", report, markdown)
     typer.echo(markdown)
     typer.echo(f"{output}: edits.md and edits.json, in {report['total seconds']:.0f} s")
+
+
+@app.command(cls=Command)
+def words(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Option("--number", "-n", help="Prompts of each group.", min=1)] = 500,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    jitter: Jitter = 12,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
+    model: Model = None,
+) -> None:
+    """Asks for objects by other words than their names, in five languages, and judges what the model draws.
+
+    The report is printed, and written as words.md and words.json.
+    """
+    check_writable(output, folder=True)
+    from paella.evaluate.words import GROUPS, evaluate_words
+
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
+    started = time.perf_counter()
+    with drawing(number * len(GROUPS)) as on_step:
+        watched = _Watched(pipeline, on_step)
+        names = pipeline.objects or None
+        scores = evaluate_words(watched, number, seed, names=names, snap=snap, jitter=jitter)
+    _report_rates(ctx, pipeline, started, output / "words", scores, {group: group for group in GROUPS})
+
+
+@app.command(cls=Command)
+def counts(
+    ctx: typer.Context,
+    number: Annotated[int, typer.Option("--number", "-n", help="Prompts.", min=1)] = 500,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    typical_mass: TypicalMass = None,
+    temperature: Temperature = None,
+    seed: Seed = 0,
+    snap: Snap = 1,
+    jitter: Jitter = 12,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
+    model: Model = None,
+) -> None:
+    """Asks for two, three or four of an object, in numbers of it that training never saw, and counts them.
+
+    The report is printed, and written as counts.md and counts.json.
+    """
+    check_writable(output, folder=True)
+    from paella.evaluate.counts import ROWS, evaluate_counts
+
+    pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
+    started = time.perf_counter()
+    with drawing(number) as on_step:
+        watched = _Watched(pipeline, on_step)
+        names = pipeline.objects or None
+        scores = evaluate_counts(watched, number, seed, names=names, snap=snap, jitter=jitter)
+    _report_rates(ctx, pipeline, started, output / "counts", scores, ROWS)
 
 
 @app.command(cls=Command)
@@ -248,6 +309,24 @@ def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict
         "total seconds": time.perf_counter() - started,
         "command": shlex.join(["paella", *ctx.obj["args"]]),
     }
+
+
+def _report_rates(
+    ctx: typer.Context,
+    pipeline: Paella,
+    started: float,
+    stem: Path,
+    scores: dict[str, dict[str, Rate]],
+    rows: Mapping[str, str],
+) -> None:
+    """Prints and writes a table of rates."""
+    from paella.evaluate.scenes import format_rates
+
+    report = {"scores": scores} | _circumstances(ctx, pipeline, started)
+    markdown = format_rates(scores, rows)
+    _write_report(stem, report, markdown)
+    typer.echo(markdown)
+    typer.echo(f"{stem.parent}: {stem.name}.md and {stem.name}.json, in {report['total seconds']:.0f} s")
 
 
 def _write_report(stem: Path, report: dict[str, Any], markdown: str) -> None:
