@@ -63,7 +63,7 @@ EXPERIMENT = Experiment(
     "Kernels of the U-Net, and a Transformer",
     {"network": NETWORKS},
     compare,
-    number=1200,
+    number=600,
     counted="training steps of each network",
     judged={LOSS: min, ACCURACY: max},
 )

@@ -56,7 +56,7 @@ EXPERIMENT = Experiment(
         }
     },
     compare,
-    number=1200,
+    number=600,
     counted="training steps of each network",
     judged={OBJECT: max, CLIP_SCORE: max},
 )
