@@ -67,7 +67,8 @@ def experiment(
     page = (
         f"# {chosen.title}\n\n`{shlex.join(['paella', *ctx.obj['args']])}`\n\n"
         f"{number} {chosen.counted}; {about}; {'; '.join(conditions['machine'].values())}.\n"
-        f"In brackets 95 % intervals: Wilson's of percentages, the bootstrap's of means.\n\n"
+        f"In brackets 95 % intervals: Wilson's of rates, the bootstrap's of means, by random halves of the rest. "
+        f"{chosen.note}\n\n"
     )
     table = tables(chosen, rows)
     figure = plot(chosen, rows)

@@ -42,6 +42,7 @@ class Experiment:
     judged: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     reference: Callable[[Paella, int, int], Figures] | None = None
     reference_name: str = "real pictures"
+    note: str = ""  # what else a reader of the tables has to know
 
     def run(
         self, pipeline: Paella, number: int, seed: int, known: Rows, progress: Callable[[float, int], None]

@@ -13,7 +13,7 @@ import torch
 
 from paella.evaluate.metrics import bootstrap
 from paella.experiments.experiment import Experiment, Figures, Tick
-from paella.experiments.trained import ACCURACY, LOSS, judge, parameters, train_small
+from paella.experiments.trained import ACCURACY, LOSS, NOTE, judge, parameters, train_small
 from paella.pipeline import Paella
 
 TIMED = 10  # forward passes
@@ -65,5 +65,6 @@ EXPERIMENT = Experiment(
     compare,
     number=600,
     counted="training steps of each network",
+    note=NOTE,
     judged={LOSS: min, ACCURACY: max},
 )

@@ -13,7 +13,7 @@ from paella.evaluate.scenes import held_out_prompts, score_scenes
 from paella.experiments.experiment import Experiment, Figures, Tick
 from paella.experiments.kernels import NETWORKS
 from paella.experiments.scored import CLIP_SCORE, OBJECT, percent
-from paella.experiments.trained import names, parameters, train_small
+from paella.experiments.trained import NOTE, names, parameters, train_small
 from paella.pipeline import Paella
 
 PICTURES = 200
@@ -58,5 +58,6 @@ EXPERIMENT = Experiment(
     compare,
     number=600,
     counted="training steps of each network",
+    note=NOTE,
     judged={OBJECT: max, CLIP_SCORE: max},
 )

@@ -40,6 +40,8 @@ def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], nu
         counted="held-out prompts of each kind (one object, a small one, a pair)",
         judged={OBJECT: max, PAIR: max, FRECHET: min, PRECISION: max, RECALL: max, CLIP_SCORE: max},
         reference=score_real,
+        note="Fréchet distance, precision and recall: against as many other real pictures, by features of the model's"
+        " own CLIP image encoder, whitened; pictures of another size are resized bicubically, antialiased.",
     )
 
 
