@@ -10,7 +10,10 @@ from PIL import Image
 from paella import Paella
 from paella.cli.files import write_picture
 from paella.data.scenes import Scene, render
-from paella.images import composite, contact_sheet, open_mask
+from paella.evaluate.matching import Matcher
+from paella.evaluate.quality import HeldOutScenes
+from paella.evaluate.scenes import held_out_prompts, object_ranks
+from paella.images import composite, contact_sheet, open_mask, to_tensor
 
 IMAGES = Path(__file__).parent / "images"
 SIZE = 64
@@ -31,8 +34,36 @@ def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
     write_picture(contact_sheet(pictures, captions), IMAGES / f"{name}.png")
 
 
+def uncurated(p: Paella) -> None:
+    """The first 64 prompts of `paella evaluate quality`, with the seeds 0 to 63: nothing is chosen."""
+    scenes = HeldOutScenes(SIZE, names=p.objects)
+    captions = [scenes[index][1] for index in range(64)]
+    save("uncurated", p.generate(captions, seed=0), captions)
+
+
+def failures(p: Paella) -> None:
+    """Of the first prompts of `paella evaluate scenes`, those that the judge calls wrong: eight small objects and eight
+    pairs."""
+    matcher = Matcher(p.objects, SIZE)
+    pictures, captions = [], []
+    for kind, layouts in (("small", ["small"]), ("pair", ["horizontal", "vertical"])):
+        prompts = held_out_prompts(60, kind, 0, p.objects)  # type: ignore[arg-type]
+        scenes, words = [scene for scene, _ in prompts], [caption for _, caption in prompts]
+        drawn = p.generate(words, seed=0)
+        wrong: list[int] = []
+        for layout in layouts:
+            members = [index for index, scene in enumerate(scenes) if scene.layout == layout]
+            worse, _ = object_ranks(matcher, to_tensor(drawn), scenes, layout)  # type: ignore[arg-type]
+            wrong += [index for index, ranks in zip(members, worse, strict=True) if (ranks > 0).any()]
+        pictures += [drawn[index] for index in sorted(wrong)[:8]]
+        captions += [words[index] for index in sorted(wrong)[:8]]
+    save("failures", pictures, captions)
+
+
 def main() -> None:
     p = Paella.from_pretrained()
+    uncurated(p)
+    failures(p)
     right_half = np.arange(SIZE)[None].repeat(SIZE, 0) >= SIZE // 2
     leaf = scene("maple leaf", on="blue", layout="single")
     pair = scene("smiling face with sunglasses", "sun", on="green", layout="horizontal")
