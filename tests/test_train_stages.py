@@ -26,13 +26,15 @@ from paella.vqgan import VQGAN, VQGANConfig
 pytestmark = pytest.mark.usefixtures("small_gallery")
 
 
-def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient() -> None:
+@pytest.mark.parametrize("cached", [1, 20, 1000])  # a row at a time, a few, all
+def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient(monkeypatch: pytest.MonkeyPatch, cached: int) -> None:
+    monkeypatch.setattr("paella.train.predictor.CACHED", cached)
     generator = torch.Generator().manual_seed(0)
-    logits, weights = 4 * torch.randn(6, 9, generator=generator), torch.rand(6, generator=generator)
-    labels = torch.randint(9, (6,), generator=generator)
+    logits, weights = 4 * torch.randn(7, 9, generator=generator), torch.rand(7, generator=generator)
+    labels = torch.randint(9, (7,), generator=generator)
     losses, gradients = [], []
     for loss_of in (
-        lambda x: SmoothedCrossEntropy.apply(x, labels, 0.1),
+        lambda x: SmoothedCrossEntropy.apply(x, labels, 0.1)[0],
         lambda x: functional.cross_entropy(x, labels, label_smoothing=0.1, reduction="none"),
     ):
         rows = logits.clone().requires_grad_()
@@ -41,6 +43,7 @@ def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient() -> None:
         gradients.append(rows.grad)
     torch.testing.assert_close(*losses)
     torch.testing.assert_close(*gradients)
+    assert torch.equal(SmoothedCrossEntropy.apply(logits, labels, 0.1)[1], logits.argmax(1) == labels)
 
 
 def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:
