@@ -51,7 +51,7 @@ class GivenStage(TokenStage):
     def tokens(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def condition(self, tokens: Tensor, embeddings: Tensor, null: Tensor) -> Tensor:
+    def condition(self, tokens: Tensor, embeddings: Tensor, null: Tensor, regions: Tensor) -> Tensor:
         return embeddings * ~null[:, None].to(embeddings.device)
 
     def pipeline(self, shipped: nn.Module) -> NoReturn:

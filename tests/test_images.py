@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from paella.images import _drawable, _font_for, contact_sheet, retouched, save, to_pictures, to_tensor
+from paella.images import _drawable, _font_for, blanked, contact_sheet, retouched, save, to_pictures, to_tensor
 
 
 def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
@@ -123,3 +123,13 @@ def test_an_error_that_changes_along_the_border_goes_over_smoothly() -> None:
     done = np.asarray(retouched(painted, original, mask), int)[:, :, 0] - 128
     assert (abs(done[:, 16]) <= 3).all() and (abs(done[:, 47]) <= 3).all()
     assert np.abs(np.diff(done[:, 16:31], axis=1)).max() <= 6
+
+
+def test_what_is_not_known_has_the_mean_colour_of_what_is() -> None:
+    pixels = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    known = torch.zeros(2, 4, 4, dtype=torch.bool)
+    known[0, :2] = True
+    seen = blanked(pixels, known)
+    assert torch.equal(seen[0, :, :4], pixels[0, :, :4])
+    torch.testing.assert_close(seen[0, :, 4:], pixels[0, :, :4].mean((1, 2))[:, None, None].expand(3, 4, 8))
+    assert (seen[1] == 0).all()

@@ -17,6 +17,7 @@ from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
 from paella.clip import Clip
 from paella.data import collate
 from paella.data.scenes import objects
+from paella.images import blanked
 from paella.pipeline import Paella
 from paella.train.predictor import SmoothedCrossEntropy, clean_regions
 from paella.train.vqgan import reconstruction_figures
@@ -55,11 +56,28 @@ def test_the_predictor_overfits_one_batch(tiny_model: Path) -> None:
     assert_overfits(stage)
 
 
+NOTHING = torch.zeros(200, 4, 4, dtype=torch.bool)  # is clean
+
+
+@pytest.mark.parametrize("context_share", [0.0, 0.5, 1.0])
+def test_what_is_clean_may_be_the_condition_where_there_is_no_caption(tiny_model: Path, context_share: float) -> None:
+    stage: Any = make_stage("predictor", tiny_model, "image_share=0", f"context_share={context_share}")
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
+    null, regions = torch.arange(200) % 2 == 0, NOTHING.clone()
+    regions[::4, :2] = True
+    condition = stage.condition(pixels, captions, null, regions)
+    context = stage.clip.embed_images(blanked(pixels, regions))
+    seen = (condition - context).abs().amax(1) < 1e-4
+    assert not seen[~(null & regions.flatten(1).any(1))].any()
+    assert seen[::4].float().mean().item() == pytest.approx(context_share, abs=0.25)
+    assert torch.equal(condition.eq(0).all(1), null & ~seen)
+
+
 def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: Path) -> None:
     stage: Any = make_stage("predictor", tiny_model, "image_share=0.5")
     pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
     null = torch.arange(200) % 5 == 0
-    condition = stage.condition(pixels, captions, null)
+    condition = stage.condition(pixels, captions, null, NOTHING)
     assert torch.equal(condition.eq(0).all(1), null)
     kinds = {
         "null": torch.zeros_like(condition),
@@ -78,7 +96,7 @@ def test_null_conditions_have_their_share_and_another_where_a_region_is_clean(
     pixels, captions = collate([stage.data[i] for i in range(2)] * 200)
     asked = []
 
-    def condition(pixels: torch.Tensor, captions: list[str], null: torch.Tensor) -> torch.Tensor:
+    def condition(pixels: torch.Tensor, captions: list[str], null: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
         asked.append(null)
         return torch.zeros(len(captions), stage.clip.dim)
 

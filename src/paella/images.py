@@ -198,6 +198,18 @@ def padded_to_multiple(picture: Image.Image, f: int) -> Image.Image:
     return Image.fromarray(np.pad(np.asarray(picture), ((0, bottom), (0, right), (0, 0)), mode="symmetric"))
 
 
+def blanked(pixels: Tensor, known: Tensor) -> Tensor:
+    """Pictures of which only a part is known: the rest has the mean colour of what is.
+
+    Args:
+        pixels: (B,3,H,W).
+        known: (B,h,w) bool, of h x w equal rectangles; where nothing is known, all is black.
+    """
+    kept = F.interpolate(known[:, None].to(pixels), size=pixels.shape[-2:], mode="nearest")
+    mean = (pixels * kept).sum((2, 3), keepdim=True) / kept.sum((2, 3), keepdim=True).clamp(min=1)
+    return pixels * kept + mean * (1 - kept)
+
+
 def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:
     """Pixel mask (H,W) bool -> token mask (⌈H/f⌉,⌈W/f⌉) bool: a token with one masked pixel is masked, and so are
     its neighbours up to `margin` tokens away."""

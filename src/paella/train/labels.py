@@ -77,7 +77,7 @@ class LabelStage(TokenStage):
         return tuple(sorted(set(self.data.all_captions)))
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor) -> Tensor:
+    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor, regions: Tensor) -> Tensor:
         """(B,1,1) or, per place, (B,h,w) int64; `NULL` where `null` is True."""
         if self.recipe.per_place:
             labels = torch.stack([torch.from_numpy(labels) for labels in annotations])

@@ -33,7 +33,7 @@ from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scenes
 from paella.evaluate.metrics import by_noise_level, mean_where
-from paella.images import contact_sheet
+from paella.images import blanked, contact_sheet
 from paella.method import method_of
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
@@ -66,9 +66,10 @@ class TokenRecipe(Recipe):
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
-    rehearse: float = (
-        0.0  # with data.folder: share of the samples that are emoji scenes, so that these are not forgotten
-    )
+    # Of samples with a clean region and no caption, those that see the embedding of the picture as far as it is clean:
+    # a predictor that is told so what there is paints in context, and is asked so where a prompt is empty.
+    context_share: float = 0.0
+    rehearse: float = 0.0  # with data.folder: share of the samples that are emoji scenes, so as not to forget these
 
 
 def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
@@ -212,8 +213,9 @@ class TokenStage(Stage):
         return {"vqgan": ("vqgan.safetensors", self.vqgan.tokenizing_weights())}
 
     @abstractmethod
-    def condition(self, pixels: Tensor, annotations: Any, null: Tensor) -> Tensor:
-        """What the predictor is given beside the noisy tokens: nothing where `null` (B,) bool is True."""
+    def condition(self, pixels: Tensor, annotations: Any, null: Tensor, regions: Tensor) -> Tensor:
+        """What the predictor is given beside the noisy tokens: nothing that says what is asked for where `null` (B,)
+        bool is True. `regions` (B,h,w) bool are clean."""
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """(B,h,w): the pictures as the predictor is to draw them."""
@@ -226,7 +228,7 @@ class TokenStage(Stage):
         batch, height, width = u.shape
         regions = clean_regions(batch, height, width, recipe.region_share)
         null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
-        condition = self.condition(pixels, annotations, torch.rand(batch) < null_share)
+        condition = self.condition(pixels, annotations, torch.rand(batch) < null_share, regions)
         t = torch.rand(batch).to(device)
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
         noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape).to(device))
@@ -278,14 +280,28 @@ class PredictorStage(TokenStage):
         return {**super().learned_from(), "clip": ("clip/model.safetensors", self.clip.model.state_dict())}
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, captions: Any, null: Tensor) -> Tensor:
-        """(B,d): the caption's embedding, or for a share of the samples the picture's; zero where `null` is True."""
+    def condition(self, pixels: Tensor, captions: Any, null: Tensor, regions: Tensor) -> Tensor:
+        """(B,d): the caption's embedding, or for a share of the samples the picture's; where `null` is True zero, or
+        for a share of those with a clean region the embedding of what is clean."""
         self.clip.to(pixels.device)
         condition = self.clip.embed_text(captions).float()
         chosen = (torch.rand(len(captions)) < self.recipe.image_share).nonzero()[:, 0].to(pixels.device)
         if len(chosen):
             condition[chosen] = self.clip.embed_images(pixels[chosen]).float()
-        return condition * ~null[:, None].to(pixels.device)
+        return self.with_context(condition * ~null[:, None].to(pixels.device), pixels, null, regions)
+
+    def with_context(self, condition: Tensor, data: Tensor, null: Tensor, regions: Tensor) -> Tensor:
+        """The condition (B,d) where what is clean is embedded for its share of the samples. `data`: as of `losses`."""
+        of_region = null & regions.flatten(1).any(1)
+        chosen = (of_region & (torch.rand(len(null)) < self.recipe.context_share)).nonzero()[:, 0].to(data.device)
+        if len(chosen):
+            visible = blanked(self.pixels(data[chosen]), regions.to(data.device)[chosen])
+            condition[chosen] = self.clip.to(data.device).embed_images(visible).float()
+        return condition
+
+    def pixels(self, data: Tensor) -> Tensor:
+        """(B,3,H,W) in [0, 1] of the training data as `losses` has them."""
+        return data
 
     def pipeline(self, shipped: nn.Module) -> Paella:
         assert isinstance(shipped, Predictor)
@@ -326,10 +342,14 @@ class EncodedStage(PredictorStage):
     def tokens(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def condition(self, tokens: Tensor, embeddings: Embeddings, null: Tensor) -> Tensor:
+    @torch.no_grad()
+    def condition(self, tokens: Tensor, embeddings: Embeddings, null: Tensor, regions: Tensor) -> Tensor:
         of_picture = torch.rand(len(tokens)) < self.recipe.image_share
         condition = torch.where(of_picture[:, None].to(tokens.device), embeddings.image, embeddings.text)
-        return condition * ~null[:, None].to(tokens.device)
+        return self.with_context(condition * ~null[:, None].to(tokens.device), tokens, null, regions)
+
+    def pixels(self, tokens: Tensor) -> Tensor:
+        return self.vqgan.to(tokens.device).decode(tokens)
 
 
 def main(recipe: PredictorRecipe) -> Path:
