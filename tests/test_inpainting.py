@@ -1,12 +1,15 @@
 """Inpainting: the hole is painted anew, and every pixel outside the mask comes back."""
 
+from copy import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from fakes import box_mask, content, some_picture
 from PIL import Image
 
+from paella.images import blanked, to_tensor
 from paella.pipeline import Paella
 
 FOX, DOG = "a fox on a green background", "a dog on a red background"
@@ -22,6 +25,26 @@ def test_inpainting_keeps_every_pixel_outside_the_mask(tiny: Paella, size: tuple
         before, after = np.asarray(picture), np.asarray(painted)
         assert (before[~mask] == after[~mask]).all()
         assert (before[mask] != after[mask]).mean() > 0.5
+
+
+def test_without_a_prompt_a_model_that_learned_to_is_told_what_is_known(
+    tiny: Paella, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = some_picture()
+    mask = box_mask(picture, 16, 0, 32, 32)
+    f = tiny.vqgan.config.f
+    known = torch.zeros(1, 32 // f, 32 // f, dtype=torch.bool)
+    known[:, :, : 16 // f - 1] = True  # a margin of one token is painted too
+    context = tiny.clip.embed_images(blanked(to_tensor([picture]), known))
+    plain, asked = tiny.inpaint(picture, mask, seed=3), tiny.inpaint(picture, mask, FOX, seed=3)
+    told = copy(tiny)
+    told.recipe = {"context_share": 0.5}
+    assert told.knows_context and not tiny.knows_context
+    assert content(told.inpaint(picture, mask, FOX, seed=3)) == content(asked)
+    alone = content(told.inpaint(picture, mask, seed=3))
+    assert alone != content(plain)
+    monkeypatch.setattr(tiny.clip, "embed_text", lambda texts: context)
+    assert alone == content(tiny.inpaint(picture, mask, FOX, seed=3))
 
 
 def test_a_thin_stroke_is_not_lost(tiny: Paella) -> None:

@@ -20,7 +20,7 @@ from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
 from paella.fingerprint import fingerprint
-from paella.images import to_pictures, to_tensor
+from paella.images import blanked, to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
 from paella.sampler import SamplerSettings, guided
@@ -292,19 +292,28 @@ class Engine:
             raise interrupted from interrupt
         return pictures
 
-    def _condition_map(
-        self, regions: Sequence[tuple[str, Tensor]], backgrounds: Sequence[str], softness: int
-    ) -> Tensor:
-        """(B,d,h,w): a prompt for each region (H,W) bool, one of the B backgrounds everywhere else."""
+    def _condition_map(self, regions: Sequence[tuple[str, Tensor]], backgrounds: Tensor, softness: int) -> Tensor:
+        """(B,d,h,w): a prompt for each region (H,W) bool, one of the backgrounds' embeddings (B,d) everywhere else."""
         weights = edits.soft_weights(torch.stack([area for _, area in regions]), self.vqgan.config.f, softness)
         own = self._embed([text for text, _ in regions])
-        rest = self._embed(backgrounds)
-        return torch.cat([edits.condition_map(torch.cat([own, one[None]]), weights.to(own)) for one in rest])
+        return torch.cat([edits.condition_map(torch.cat([own, one[None]]), weights.to(own)) for one in backgrounds])
 
     @torch.inference_mode()
     def _encode(self, picture: Image.Image) -> Tensor:
         """Tokens (1,h,w) of a picture whose sides are multiples of f."""
         return self.vqgan.encode(to_tensor([picture]).to(self.device))
+
+    @property
+    def knows_context(self) -> bool:
+        """Whether its predictor learned to paint in context by the embedding of what is known: see `context_share` of
+        `paella.train.predictor`. It is asked so where a prompt is empty; others get the null condition."""
+        return bool((self.recipe or {}).get("context_share"))
+
+    @torch.inference_mode()
+    def _embed_known(self, picture: Image.Image, known: Tensor) -> Tensor:
+        """The CLIP embedding (d,) of a picture as far as its tokens (h,w) are known."""
+        pixels = to_tensor([picture]).to(self.device)
+        return self.clip.embed_images(blanked(pixels, known[None]))[0]
 
     def _embed_picture(self, picture: Image.Image) -> Tensor:
         """The picture's CLIP embedding (d,)."""

@@ -106,8 +106,8 @@ class Paella(Engine):
         Args:
             image: of any size; tokens are redrawn where they hold a masked pixel, and one token around.
             mask: of the picture's size, white (True) is repainted. Or several, with as many prompts or one for all.
-            prompt: what the masked part, or the whole picture, shows; empty = whatever suits what is around it. Several
-                prompts with one mask give pictures of each, prompt-major.
+            prompt: what the masked part, or the whole picture, shows; empty = whatever suits what is around it (see
+                `knows_context`). Several prompts with one mask give pictures of each, prompt-major.
             n: pictures for each prompt.
             feather: pixels inside the mask's border over which old and new mix; fewer than half the mask's width.
             options: see `generate`.
@@ -352,7 +352,7 @@ class Paella(Engine):
         f = self.vqgan.config.f
         pixels = (width * f, height * f)
         areas = [(text, region_mask(where, pixels, halves(*pixels))) for text, where in regions]
-        condition = self._condition_map(areas, [background], softness).expand(n, -1, -1, -1)
+        condition = self._condition_map(areas, self._embed([background]), softness).expand(n, -1, -1, -1)
         canvas = partial(edits.text_to_image, condition=condition)
         return self._draw("compose", prompts, (height, width), canvas, options)
 
@@ -383,7 +383,8 @@ class Paella(Engine):
         weights = feathered(mask, feather)
         f, (x, y) = self.vqgan.config.f, origin
         pixels = np.pad(np.asarray(picture), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
-        tokens = self._encode(padded_to_multiple(Image.fromarray(pixels), f))
+        padded = padded_to_multiple(Image.fromarray(pixels), f)
+        tokens = self._encode(padded)
 
         def aligned(area: Tensor) -> Tensor:
             return torch.nn.functional.pad(area, (x, -(x + area.shape[1]) % f, y, -(y + area.shape[0]) % f))
@@ -394,11 +395,15 @@ class Paella(Engine):
             return reached.repeat_interleave(f, 0).repeat_interleave(f, 1)
 
         hole = spread(mask)[::f, ::f].to(self.device)
-        own = prompts if rest is None else [rest] * len(prompts)
+        texts = prompts if rest is None else [rest] * len(prompts)
+        own = self._embed(texts)
+        if self.knows_context and not all(text.strip() for text in texts):
+            seen = self._embed_known(padded, ~hole)
+            own = torch.stack([one if text.strip() else seen for text, one in zip(texts, own, strict=True)])
         if regions:
             condition = self._condition_map([(text, spread(area)) for text, area in regions], own, softness=0)
         else:
-            condition = self._embed(own)[:, :, None, None]
+            condition = own[:, :, None, None]
 
         def canvas(noise: Tensor) -> Canvas:
             return edits.free(edits.known(tokens.expand_as(noise), condition), hole, noise)
