@@ -70,7 +70,7 @@ def plot(experiment: Experiment, rows: Rows) -> Figure:
     for axes in panels.flatten():
         handles |= {name: line for line, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
-        figure.legend(list(handles.values()), list(handles), loc="outside lower right")
+        figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
     return figure
 
 
