@@ -20,6 +20,7 @@ from paella.cli.info import machine
 from paella.data.scenes import Scenes, all_objects, draw_scene
 from paella.data.wordings import told
 from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, score_scenes
+from paella.train.loop import CHECKPOINT
 from paella.train.predictor import PredictorRecipe, main
 from paella.train.recipe import load_recipe
 
@@ -36,7 +37,7 @@ ROWS = {
 def draw_folder(folder: Path, name: str, size: int) -> None:
     """`PICTURES` pictures of the object in the middle, each with a caption."""
     folder.mkdir(parents=True, exist_ok=True)
-    scenes = Scenes(size, seed=1, names=[name], snap=8, jitter=0, shares=(1, 0, 0, 0, 0), wording="plain")
+    scenes = Scenes(size, seed=1, names=[name], shares=(1, 0, 0, 0, 0), wording="plain")  # no two alike
     for index in range(PICTURES):
         picture, words = scenes[index]
         picture.save(folder / f"{index:02d}.png")
@@ -64,11 +65,16 @@ def run(name: str, model: str | None, output: Path, n: int, overrides: list[str]
     before = Paella.from_pretrained(model)
     if name in before.objects or name not in all_objects():
         raise SystemExit(f"object: must be in the vocabulary, and new to the model; not {name!r}")
+    output /= name.replace(" ", "-")
+    if (output / CHECKPOINT).exists():
+        raise SystemExit(f"output: {output} holds a run already; remove it, or name another folder")
     folder = output / "pictures"
     draw_folder(folder, name, before.size)
     parts = [f"{part}={model or 'builtin'}" for part in ("init_from", "vqgan", "clip")]
     settings: Any = load_recipe(
-        PredictorRecipe, RECIPE, [*parts, f"data.folder={folder}", f"output={output}", *overrides]
+        PredictorRecipe,
+        RECIPE,
+        [*parts, f"data.folder={folder}", f"data.size={before.size}", f"output={output}", *overrides],
     )
     started = time.perf_counter()
     main(settings)

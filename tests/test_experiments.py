@@ -34,7 +34,7 @@ def short(name: str) -> Experiment:
 def experiment(paella: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a shortened experiment of few prompts or training steps; more options may follow its name."""
     monkeypatch.setattr("paella.cli.experiment.load", short)
-    monkeypatch.setattr("paella.experiments.trained.HELD_OUT", 8)
+    monkeypatch.setattr("paella.experiments.trained.JUDGED", 8)
     monkeypatch.setattr("paella.experiments.maskgit.PICTURES", 4)
     return lambda name, *more: paella("experiment", name, "-n", 4, "-o", "out", "--model", tiny_model, *more)
 

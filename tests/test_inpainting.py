@@ -47,6 +47,21 @@ def test_without_a_prompt_a_model_that_learned_to_is_told_what_is_known(
     assert alone == content(tiny.inpaint(picture, mask, FOX, seed=3))
 
 
+@pytest.mark.parametrize("sides", [{"right": 64}, {"left": 64, "right": 32}, {"bottom": 64}])
+def test_of_a_long_canvas_the_known_part_is_told(
+    tiny: Paella, monkeypatch: pytest.MonkeyPatch, sides: dict[str, int]
+) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(tiny.clip, "embed_images", lambda pixels: seen.append(pixels) or torch.zeros(1, tiny.clip.dim))
+    told = copy(tiny)
+    told.recipe = {"context_share": 0.5}
+    picture = some_picture(32, 32)
+    told.outpaint(picture, **sides)  # type: ignore[arg-type]
+    assert torch.equal(seen[0], to_tensor([picture]))
+    told.inpaint(picture, np.ones((32, 32), bool))  # nothing is known, so nothing is told
+    assert len(seen) == 1
+
+
 def test_a_thin_stroke_is_not_lost(tiny: Paella) -> None:
     picture = some_picture()
     mask = box_mask(picture, 10, 0, 11, 32)

@@ -57,7 +57,7 @@ def words_of(
             owners.setdefault(word.casefold(), set()).add(name)
     owners |= {word: {name} for word, name in everyday.items()}
     bearers = Counter(word.casefold() for entry in entries.values() for word in entry.get("default", []))
-    called = {name: [word for word in entry.get("tts", []) if word != name] for name, entry in entries.items()}
+    called = {name: list(entry.get("tts", [])) for name, entry in entries.items()}
     for word, name in everyday.items():
         called[name].append(word)
     keywords = {
@@ -82,6 +82,8 @@ def main(folder: str) -> None:
         path = Path(folder) / language / "annotations.json"
         annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]["annotations"]
         called, keywords = words_of(annotations, all_objects(), EVERYDAY if language == "en" else {})
+        if language == "en":
+            called = {name: [word for word in words if word != name] for name, words in called.items()}
         kept = {
             name: [word for word in words if kept_from_training(language, word)] for name, words in keywords.items()
         }

@@ -306,14 +306,18 @@ class Engine:
     @property
     def knows_context(self) -> bool:
         """Whether its predictor learned to paint in context by the embedding of what is known: see `context_share` of
-        `paella.train.predictor`. It is asked so where a prompt is empty; others get the null condition."""
+        `paella.train.predictor`. It is asked so where the picture's prompt is empty; others get the null condition."""
         return bool((self.recipe or {}).get("context_share"))
 
     @torch.inference_mode()
     def _embed_known(self, picture: Image.Image, known: Tensor) -> Tensor:
-        """The CLIP embedding (d,) of a picture as far as its tokens (h,w) are known."""
-        pixels = to_tensor([picture]).to(self.device)
-        return self.clip.embed_images(blanked(pixels, known[None]))[0]
+        """The CLIP embedding (d,) of a picture as far as its tokens (h,w) are known: of the square, as large as fits,
+        that holds most of these."""
+        pixels = blanked(to_tensor([picture]).to(self.device), known[None])
+        side, f = min(known.shape), self.vqgan.config.f
+        held = [known.unfold(axis, side, 1).sum(dim=(-1, 1 - axis)) for axis in (0, 1)]  # by each place of a square
+        top, left = (int(counts.argmax()) * f for counts in held)
+        return self.clip.embed_images(pixels[..., top : top + side * f, left : left + side * f])[0]
 
     def _embed_picture(self, picture: Image.Image) -> Tensor:
         """The picture's CLIP embedding (d,)."""

@@ -397,7 +397,7 @@ class Paella(Engine):
         hole = spread(mask)[::f, ::f].to(self.device)
         texts = prompts if rest is None else [rest] * len(prompts)
         own = self._embed(texts)
-        if self.knows_context and not all(text.strip() for text in texts):
+        if self.knows_context and not hole.all() and not all(text.strip() for text in texts):
             seen = self._embed_known(padded, ~hole)
             own = torch.stack([one if text.strip() else seen for text, one in zip(texts, own, strict=True)])
         if regions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -178,6 +179,9 @@ def _adopt_settings(pipeline: Paella, original: Image) -> None:
     try:
         settings: dict[str, Any] = json.loads(info["settings"])
         pipeline.settings = SamplerSettings(**settings)
+        original.info["settings"] = json.dumps(
+            asdict(pipeline.settings)
+        )  # settings that came later have their defaults
     except (TypeError, ValueError) as error:
         raise ValueError(f"like: its settings cannot be used here: {error}") from error
     if info.get("model", pipeline.name) != pipeline.name:

@@ -418,6 +418,8 @@ class LabelMaps:
     """
 
     def __init__(self, scenes: Scenes, f: int) -> None:
+        if scenes.patterned:
+            raise ValueError("patterned: a map has one label for a background, and some of these have two colours")
         self.scenes, self.f, self.names = scenes, f, scenes.names
         self.labels = (*scenes.names, *(f"{colour} background" for colour in BACKGROUNDS))
 

@@ -64,7 +64,7 @@ def plural(name: str) -> str:
     """More than one of it: "apple" -> "apples", "face with monocle" -> "faces with monocle"."""
     cut = min((at for joint in JOINTS if (at := name.find(joint)) > 0), default=len(name))
     words = name[:cut].split(" ")
-    at = 0 if words[0] in ("man", "woman", "person") else -1  # "person running"
+    at = 0 if words[0] in ("man", "woman", "person", "leaf") else -1  # "person running"
     words[at] = _plural(words[at])
     return " ".join(words) + name[cut:]
 
@@ -74,7 +74,9 @@ def _plural(noun: str) -> str:
         return IRREGULAR[noun.lower()]
     if noun.endswith(UNCHANGED) or (noun.endswith("s") and not noun.endswith(("ss", "us"))):
         return noun
-    if noun.endswith(("s", "x", "z", "ch", "sh")):
+    if noun.endswith("man"):
+        return noun[:-2] + "en"
+    if noun.endswith(("s", "x", "z", "ch", "sh", "ato", "ito", "ango", "cano")):
         return noun + "es"
     if noun.endswith("y") and noun[-2:-1] not in "aeiou":
         return noun[:-1] + "ies"

@@ -160,10 +160,9 @@ def varied(scene: Scene, rng: np.random.Generator, *, bare: bool = False) -> str
     from paella.data.scenes import BACKGROUNDS
 
     # what grammar makes hard is told in English alone
-    foreign = scene.layout not in ("small", "count") and (bare or scene.background in BACKGROUNDS)
-    foreign = foreign and all(name in synonyms(code) for name in scene.objects for code in FOREIGNERS)
-    if foreign and rng.random() < FOREIGN:
-        code = list(FOREIGNERS)[rng.integers(len(FOREIGNERS))]
+    easy = scene.layout not in ("small", "count") and (bare or scene.background in BACKGROUNDS)
+    code = list(FOREIGNERS)[rng.integers(len(FOREIGNERS))]
+    if easy and rng.random() < FOREIGN and all(name in synonyms(code) for name in scene.objects):
         language = FOREIGNERS[code]
         things = [_foreign_word(synonyms(code)[name], rng) for name in scene.objects]
         colour = "" if bare else language.colours[list(BACKGROUNDS).index(scene.background)]

@@ -56,7 +56,7 @@ ROWS = {
     "pair_each_top1": "· each object alone, named right",
     "pair_each_top5": "· each object alone, among the best five",
     "pair_swapped": "· both named right, in each other's half",
-    "relation": "· their relation, where both are named right",
+    "relation": "· each in its own half, where both are named right in these or in each other's",
     "background": "background, where the prompt names it",
     "background_single": "· one object in the middle",
     "background_small": "· one small object",
@@ -284,8 +284,16 @@ def format_rates(scores: Mapping[str, Mapping[str, Rate]], rows: Mapping[str, st
     """
     lines = ["| asked | n | " + " | ".join(scores) + " |", "|---|---|" + "---|" * len(scores)]
     for row, meaning in rows.items():
-        rates = [found[row] for found in scores.values() if row in found]
-        if rates:
-            cells = (f"{100 * it['rate']:.1f} ({100 * it['low']:.1f}–{100 * it['high']:.1f})" for it in rates)
-            lines.append(f"| {meaning} | {rates[0]['n']:.0f} | " + " | ".join(cells) + " |")
+        rates = [found.get(row) for found in scores.values()]
+        if told := [rate for rate in rates if rate is not None]:
+            n, cells = told[0]["n"], [_cell(rate, told[0]["n"]) for rate in rates]
+            lines.append(f"| {meaning} | {n:.0f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(rate: Rate | None, n: float) -> str:
+    """A rate in per cent, with its own n where that is not the row's."""
+    if rate is None:
+        return ""
+    own = "" if rate["n"] == n else f", n = {rate['n']:.0f}"
+    return f"{100 * rate['rate']:.1f} ({100 * rate['low']:.1f}–{100 * rate['high']:.1f}{own})"

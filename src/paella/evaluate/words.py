@@ -52,7 +52,7 @@ def word_prompts(
         name = list(table)[rng.integers(len(table))]
         word = table[name][rng.integers(len(table[name]))]
         background = list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))]
-        meant = {other for other, words in table.items() if word in words}
+        meant = {other for other, words in table.items() if word.casefold() in map(str.casefold, words)}
         prompts.append((Scene((name,), background, "single"), told(language, word, background), meant))
     return prompts
 
@@ -76,11 +76,15 @@ def evaluate_words(
 
     Returns:
         For the pictures "generated", "reconstructed" and "real": group -> rate.
+
+    Raises:
+        ValueError: none of `names` has a word of some group.
     """
     names = list(names or objects())
     scores: dict[str, dict[str, Rate]] = {}
-    for group in GROUPS:
-        scenes, captions, meant = zip(*word_prompts(group, n, seed, names), strict=True)
+    prompts = {group: word_prompts(group, n, seed, names) for group in GROUPS}  # first: one of them may be refused
+    for group, asked in prompts.items():
+        scenes, captions, meant = zip(*asked, strict=True)
         generated = pipeline.generate(list(captions), seed=seed, **settings)
         matcher = Matcher(names, generated[0].width)
         for column, pictures in beside_real(pipeline, generated, scenes, seed, snap=snap, jitter=jitter).items():

@@ -65,6 +65,6 @@ EXPERIMENT = Experiment(
     compare,
     number=600,
     counted="training steps of each network",
-    note=NOTE,
+    note=f"{NOTE} The seconds are of ten passes one after another, each network at another time.",
     judged={LOSS: min, ACCURACY: max},
 )

@@ -58,6 +58,6 @@ EXPERIMENT = Experiment(
     compare,
     number=600,
     counted="training steps of each network",
-    note=NOTE,
+    note=f"{NOTE} All are sampled with the model's own settings, which were chosen for denoising.",
     judged={OBJECT: max, CLIP_SCORE: max},
 )

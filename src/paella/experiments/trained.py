@@ -29,9 +29,9 @@ from paella.train.predictor import PredictorRecipe, PredictorStage
 from paella.train.recipe import load_recipe
 
 OBJECTS = 20  # the first of the model's
-HELD_OUT = 256  # pictures that the trained predictor is judged by
+JUDGED = 256  # pictures that the trained predictor is judged by
 WINDOW = 25  # training steps to a point of a curve
-LOSS, ACCURACY = "held-out loss, nats", "held-out accuracy, %"
+LOSS, ACCURACY = "final loss, nats", "final accuracy, %"
 NOTE = "Trained from nothing with one seed, whose variance is in no interval."
 RECIPE = {
     "batch_size": 24,
@@ -54,7 +54,7 @@ def train_small(
         recipe.sampler = pipeline.settings
         stage = PredictorStage(recipe)
     trainer = Trainer(stage, recipe)
-    batches = iter(open_loader(stage.data, recipe.batch_size, recipe.seed))
+    batches = iter(trainer.accelerator.prepare(open_loader(stage.data, recipe.batch_size, recipe.seed)))
     logged: dict[str, list[float]] = {"loss": [], "accuracy": []}
     for step in range(steps):
         (metrics,) = trainer.step(batches, step)
@@ -75,10 +75,13 @@ def names(pipeline: Paella) -> list[str]:
 
 
 def judge(pipeline: Paella, trained: Paella, seed: int) -> Figures:
-    """Loss (of the unsmoothed labels) and accuracy on pictures that training never drew, at all times t alike."""
-    prompts = held_out_prompts(HELD_OUT, "single", seed, names(pipeline))
+    """Loss (of the unsmoothed labels) and accuracy on pictures drawn as in training, at all times t alike.
+
+    The noise is new and the pictures are of other seeds, but of so few objects most occurred in training.
+    """
+    prompts = held_out_prompts(JUDGED, "single", seed, names(pipeline))
     pictures = real_pictures([scene for scene, _ in prompts], pipeline.size, seed, snap=8, jitter=0)
-    _, figures = figures_of_each(trained, to_tensor(pictures), [words for _, words in prompts], seed)
+    _, figures = figures_of_each(trained, to_tensor(pictures).to(trained.device), [words for _, words in prompts], seed)
     counted = ~torch.isnan(figures["loss"])
     return {LOSS: bootstrap(figures["loss"][counted]), ACCURACY: bootstrap(100 * figures["accuracy"][counted])}
 

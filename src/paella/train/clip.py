@@ -208,13 +208,16 @@ def hard_gallery(data: Folder | Scenes, seed: int) -> tuple[list[Image.Image], l
 
 def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
     """Says how many of a folder's captions CLIP does not read to their end."""
-    if not isinstance(data, Folder):
-        return
-    captions = data.all_captions
+    if isinstance(data, Folder):
+        warn_of_cut(clip, data.all_captions, "data.folder")
+
+
+def warn_of_cut(clip: Clip, captions: Sequence[str], argument: str) -> None:
+    """Says how many of the captions CLIP does not read to their end."""
     if cut := sum(map(clip.is_cut, captions)):
         warnings.warn(
-            f"data.folder: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
-            stacklevel=2,
+            f"{argument}: {cut} of {len(captions)} captions are cut to the {clip.context} tokens that CLIP reads",
+            stacklevel=3,
         )
 
 

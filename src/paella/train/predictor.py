@@ -71,6 +71,13 @@ class PredictorRecipe(TokenRecipe):
     context_share: float = 0.0
     rehearse: float = 0.0  # with data.folder: share of the samples that are emoji scenes, so as not to forget these
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context_share and not (self.region_share and self.region_null_share):
+            raise ValueError("context_share: is of samples with a clean region and no caption, and there are none")
+        if self.rehearse and self.data.encoded is not None:
+            raise ValueError("rehearse: goes with data.folder, not with data.encoded")
+
 
 def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
@@ -115,7 +122,7 @@ def checkpoint_blocks(predictor: Predictor) -> None:
 
 
 class SmoothedCrossEntropy(torch.autograd.Function):
-    """torch's `cross_entropy` with label smoothing, unreduced, and whether the label is the likeliest: logits (n,N) of
+    """torch's `cross_entropy` with label smoothing, unreduced, and whether no other label is likelier: logits (n,N) of
     any float dtype, labels (n,) -> losses (n,) float32, right (n,) bool.
 
     Exponentials are what takes the time on a CPU: each is computed once, for loss and gradient alike, where torch
@@ -146,7 +153,8 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.gradient.mul_(gradient[:, None]), None, None
+        of_logits, ctx.gradient = ctx.gradient, None  # it is changed, so a second backward pass must not find it
+        return of_logits.mul_(gradient[:, None]), None, None
 
 
 class TokenStage(Stage):
@@ -292,6 +300,8 @@ class PredictorStage(TokenStage):
 
     def with_context(self, condition: Tensor, data: Tensor, null: Tensor, regions: Tensor) -> Tensor:
         """The condition (B,d) where what is clean is embedded for its share of the samples. `data`: as of `losses`."""
+        if not self.recipe.context_share:
+            return condition
         of_region = null & regions.flatten(1).any(1)
         chosen = (of_region & (torch.rand(len(null)) < self.recipe.context_share)).nonzero()[:, 0].to(data.device)
         if len(chosen):

@@ -20,6 +20,7 @@ from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
 from paella.images import contact_sheet
+from paella.train.clip import warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 
@@ -70,6 +71,7 @@ class WordingsStage(Stage):
         self.modules = {"text": TextTower(self.clip).train()}
         others = open_data(recipe.data, recipe.seed + 1)
         assert isinstance(others, Scenes)
+        warn_of_cut(self.clip, [scenes.wordings(index)[0] for index in range(GALLERY)], "init_from")
         self.gallery = distinct([others.wordings(index) for index in range(2 * GALLERY)])[:GALLERY]
 
     def losses(self, pixels: Sequence[str], annotations: Sequence[str], step: int) -> Iterator[Loss]:
