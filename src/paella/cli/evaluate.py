@@ -153,16 +153,11 @@ def words(
 
     The report is printed, and written as words.md and words.json.
     """
-    check_writable(output, folder=True)
     from paella.evaluate.words import GROUPS, evaluate_words
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
-    started = time.perf_counter()
-    with drawing(number * len(GROUPS)) as on_step:
-        watched = _Watched(pipeline, on_step)
-        names = pipeline.objects or None
-        scores = evaluate_words(watched, number, seed, names=names, snap=snap, jitter=jitter)
-    _report_rates(ctx, pipeline, started, output / "words", scores, {group: group for group in GROUPS})
+    rows = {group: group for group in GROUPS}
+    _rate(ctx, pipeline, evaluate_words, rows, number * len(GROUPS), output / "words", number, seed, snap, jitter)
 
 
 @app.command(cls=Command)
@@ -183,16 +178,10 @@ def counts(
 
     The report is printed, and written as counts.md and counts.json.
     """
-    check_writable(output, folder=True)
     from paella.evaluate.counts import ROWS, evaluate_counts
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
-    started = time.perf_counter()
-    with drawing(number) as on_step:
-        watched = _Watched(pipeline, on_step)
-        names = pipeline.objects or None
-        scores = evaluate_counts(watched, number, seed, names=names, snap=snap, jitter=jitter)
-    _report_rates(ctx, pipeline, started, output / "counts", scores, ROWS)
+    _rate(ctx, pipeline, evaluate_counts, ROWS, number, output / "counts", number, seed, snap, jitter)
 
 
 @app.command(cls=Command)
@@ -311,19 +300,37 @@ def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict
     }
 
 
-def _report_rates(
+def _rate(
     ctx: typer.Context,
     pipeline: Paella,
-    started: float,
-    stem: Path,
-    scores: dict[str, dict[str, Rate]],
+    evaluate: Callable[..., dict[str, dict[str, Rate]]],
     rows: Mapping[str, str],
+    pictures: int,
+    stem: Path,
+    number: int,
+    seed: int,
+    snap: int,
+    jitter: int,
 ) -> None:
-    """Prints and writes a table of rates."""
+    """Prints and writes a table of rates.
+
+    Args:
+        pictures: how many the evaluation draws.
+        stem: of the two files.
+    """
+    check_writable(stem.parent, folder=True)
+    from paella.data.scenes import objects
     from paella.evaluate.scenes import format_rates
 
-    report = {"scores": scores} | _circumstances(ctx, pipeline, started)
-    markdown = format_rates(scores, rows)
+    names = pipeline.objects or list(objects())
+    started = time.perf_counter()
+    with drawing(pictures) as on_step:
+        watched = _Watched(pipeline, on_step)
+        scores = evaluate(watched, number, seed, names=names, snap=snap, jitter=jitter)
+    asked = {"n": number, "seed": seed, "snap": snap, "jitter": jitter, "objects": len(names)}
+    report = asked | {"scores": scores} | _circumstances(ctx, pipeline, started)
+    settings = ", ".join(f"{name} {value}" for name, value in (asked | report["sampler"]).items())
+    markdown = f"{settings}. Per cent, with 95 % Wilson intervals.\n\n{format_rates(scores, rows)}"
     _write_report(stem, report, markdown)
     typer.echo(markdown)
     typer.echo(f"{stem.parent}: {stem.name}.md and {stem.name}.json, in {report['total seconds']:.0f} s")
