@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("small_gallery")
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_of_the_repository_loads(path: Path) -> None:
     kind = re.split(r"[-_.]", path.name)[0]
-    recipe = load_recipe(schema("predictor" if kind == "baseline" else kind), path)
+    recipe = load_recipe(schema("predictor" if kind in ("baseline", "finetune") else kind), path)
     assert recipe.steps > 0 and not Path(recipe.output).is_absolute()
 
 
