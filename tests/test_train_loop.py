@@ -164,7 +164,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
     assert load_checkpoint(path, *some_parts(1)) == 3
 
 
-@pytest.mark.parametrize("kind", STAGES)
+@pytest.mark.parametrize("kind", set(STAGES) - {"wordings"})  # which begins with given ones
 def test_initial_weights_are_decided_by_the_seed(kind: str, tiny_model: Path) -> None:
     def weights(seed: int) -> list[torch.Tensor]:
         stage = make_stage(kind, tiny_model, f"seed={seed}")
