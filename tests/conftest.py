@@ -74,7 +74,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         scenes = Scenes(32)
-        tokenizer = train_tokenizer([scenes.caption(i) for i in range(100)], clip_config)
+        tokenizer = train_tokenizer([scenes.caption(i) for i in range(100)], clip_config.vocabulary)
         clip = build_clip(clip_config, 32, tokenizer)
         clip.whitening = Whitening.fit(torch.nn.functional.normalize(torch.randn(100, clip.dim)))
         Paella(

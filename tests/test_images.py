@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from paella.images import _drawable, _font_for, blanked, contact_sheet, retouched, save, to_pictures, to_tensor
+from paella.images import _drawable, _font_for, blanked, contact_sheet, moved, retouched, save, to_pictures, to_tensor
 
 
 def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
@@ -133,3 +133,14 @@ def test_what_is_not_known_has_the_mean_colour_of_what_is() -> None:
     assert torch.equal(seen[0, :, :4], pixels[0, :, :4])
     torch.testing.assert_close(seen[0, :, 4:], pixels[0, :, :4].mean((1, 2))[:, None, None].expand(3, 4, 8))
     assert (seen[1] == 0).all()
+
+
+def test_a_moved_picture_is_filled_by_its_border() -> None:
+    pixels = torch.rand(3, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    still, down_left, far = moved(pixels, torch.tensor([[0, 0], [2, -3], [-100, 100]]))
+    assert torch.equal(still, pixels[0])
+    assert torch.equal(down_left[:, 2:, :4], pixels[1, :, :3, 3:])
+    assert torch.equal(down_left[:, 0, :4], pixels[1, :, 0, 3:]) and torch.equal(
+        down_left[:, 2:, -1], pixels[1, :, :3, -1]
+    )
+    assert torch.equal(far, pixels[2, :, -1, 0][:, None, None].expand(3, 5, 7))

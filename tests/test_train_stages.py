@@ -13,14 +13,16 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from training import assert_overfits, make_stage, rows, train
 
+from paella.blocks import ResBlock
 from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
 from paella.clip import Clip
 from paella.data import collate
 from paella.data.scenes import objects
-from paella.images import blanked
+from paella.images import blanked, moved
 from paella.pipeline import Paella
 from paella.train.predictor import SmoothedCrossEntropy, clean_regions
 from paella.train.vqgan import reconstruction_figures
+from paella.train.wordings import retokenized
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN, VQGANConfig
 
@@ -116,6 +118,43 @@ def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Pat
     save_vqgan(VQGAN(VQGANConfig(32, (1,), 1, (), False, 8, 4, n_embed=16, patch=2)), tmp_path)
     with pytest.raises(ValueError, match="init_from: its predictor is not for this VQGAN"):
         make_stage("predictor", tiny_model, f"init_from={tiny_model}", f"vqgan={tmp_path}")
+
+
+def test_a_grown_predictor_computes_what_the_given_one_does_and_learns_with_all_of_it(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    own = load_predictor(tiny_model)
+    more = [f"init_from={tiny_model}", "grow=true", "model.down_levels=[1,2]", "model.up_levels=[3,1]"]
+    larger = make_stage("predictor", tiny_model, *more).modules["predictor"].eval()
+    assert larger.config.down_levels == (1, 2) and larger.config.up_levels == (3, 1)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(16, (2, 8, 8), generator=generator)
+    condition, t = torch.randn(2, own.config.c_clip, generator=generator), torch.rand(2, generator=generator)
+    with torch.no_grad():
+        assert torch.equal(own(tokens, condition, t), larger(tokens, condition, t))
+    run = train("predictor", tiny_model, tmp_path, *more, "steps=3")
+    trained = load_predictor(run / "model")
+    assert all((block.channelwise[-1].weight != 0).any() for block in trained.modules() if isinstance(block, ResBlock))
+    with pytest.raises(ValueError, match=r"model\.up_levels: a U-Net of \(1, 1\) cannot grow to \(0, 2\)"):
+        make_stage("predictor", tiny_model, *more, "model.up_levels=[0,2]")
+
+
+def test_pictures_are_moved_before_they_are_embedded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage: Any = make_stage("predictor", tiny_model, "image_share=1", "image_shift=0.25")
+    embedded = []
+    monkeypatch.setattr(stage.clip, "embed_images", lambda x: embedded.append(x) or torch.zeros(len(x), stage.clip.dim))
+    pixels = torch.rand(400, 3, 16, 16)
+    nobody = torch.zeros(400, dtype=torch.bool)
+    stage.condition(pixels, ["a fox"] * 400, nobody, torch.zeros(400, 8, 8, dtype=torch.bool))
+    shifts = [
+        (down, right)
+        for picture, seen in zip(pixels, embedded[0], strict=True)
+        for down in range(-5, 6)
+        for right in range(-5, 6)
+        if torch.equal(seen, moved(picture[None], torch.tensor([[down, right]]))[0])
+    ]
+    assert len(shifts) == 400 and set(shifts) <= {(a, b) for a in range(-4, 5) for b in range(-4, 5)}
+    assert len(set(shifts)) > 70  # of 81
 
 
 def test_a_start_from_a_model_of_another_vqgan_or_clip_is_warned_of(
@@ -267,6 +306,21 @@ def test_other_wordings_come_to_mean_what_the_plain_one_means(tiny_model: Path, 
     assert torch.equal(before.embed_images(pixels), after.embed_images(pixels))
     words = ["A fox, it is"]
     assert not torch.equal(before.embed_text(words), after.embed_text(words))
+
+
+def test_another_tokenizer_begins_with_the_meanings_that_the_given_one_knew(tiny_model: Path, tmp_path: Path) -> None:
+    given = Clip.load(tiny_model / "clip")
+    same = retokenized(given, given.tokenizer, given.context + 5)
+    words = ["a fox on a red background", "a pear"]
+    assert torch.equal(given.embed_text(words), same.embed_text(words))
+    assert same.context == given.context + 5
+
+    run = train("wordings", tiny_model, tmp_path, "steps=1", "preview_every=1", "vocabulary=500", "context=77")
+    after = Clip.load(run / "model" / "clip")
+    assert after.context == 77 and len(after.tokenizer) == 500 != len(given.tokenizer)
+    assert len(after.tokenizer("여우")["input_ids"]) < len(given.tokenizer("여우")["input_ids"])
+    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(given.embed_images(pixels), after.embed_images(pixels))
 
 
 def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

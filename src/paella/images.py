@@ -210,6 +210,16 @@ def blanked(pixels: Tensor, known: Tensor) -> Tensor:
     return pixels * kept + mean * (1 - kept)
 
 
+def moved(pixels: Tensor, offsets: Tensor) -> Tensor:
+    """Pictures (B,3,H,W), each moved down and right by so many pixels: offsets (B,2) int64 of either sign. Their
+    outermost pixels fill what they leave behind."""
+    height, width = pixels.shape[-2:]
+    rows = (torch.arange(height) - offsets[:, :1]).clamp(0, height - 1).to(pixels.device)  # (B,H)
+    columns = (torch.arange(width) - offsets[:, 1:]).clamp(0, width - 1).to(pixels.device)  # (B,W)
+    batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    return pixels.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+
+
 def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:
     """Pixel mask (H,W) bool -> token mask (⌈H/f⌉,⌈W/f⌉) bool: a token with one masked pixel is masked, and so are
     its neighbours up to `margin` tokens away."""

@@ -55,7 +55,7 @@ class ClipRecipe(Recipe):
     text_only: bool = False  # train the text tower alone, so that pictures keep their embeddings; needs init_from
 
 
-def train_tokenizer(captions: Sequence[str], config: ClipConfig) -> PreTrainedTokenizerFast:
+def train_tokenizer(captions: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE (any text has tokens), lower case, learned from the captions."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -66,7 +66,7 @@ def train_tokenizer(captions: Sequence[str], config: ClipConfig) -> PreTrainedTo
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary,
+        vocab_size=vocabulary,
         special_tokens=[start, end],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -152,7 +152,7 @@ class ClipStage(Stage):
                 captions = [worded.caption(index) for index in range(recipe.tokenizer_captions)]
             else:
                 captions = self.data.all_captions
-            tokenizer = train_tokenizer(captions, recipe.model)
+            tokenizer = train_tokenizer(captions, recipe.model.vocabulary)
             self.clip = build_clip(recipe.model, recipe.data.size, tokenizer)
         if recipe.text_only:
             self.clip.model.vision_model.requires_grad_(False)

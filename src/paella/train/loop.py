@@ -202,7 +202,8 @@ class Trainer:
         from accelerate import Accelerator
 
         self.stage, self.recipe = stage, recipe
-        self.accelerator = Accelerator(mixed_precision=recipe.precision, gradient_accumulation_steps=recipe.accumulate)
+        mixed = "bf16" if recipe.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=recipe.accumulate)
         torch.manual_seed(recipe.seed)
         stage.device = self.accelerator.device
         self.plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]

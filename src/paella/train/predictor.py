@@ -33,7 +33,7 @@ from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scenes
 from paella.evaluate.metrics import by_noise_level, mean_where
-from paella.images import blanked, contact_sheet
+from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
@@ -52,6 +52,9 @@ class TokenRecipe(Recipe):
 
     model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
     transformer: TransformerConfig | None = None  # in the U-Net's place; `model` then counts for nothing
+    grow: bool = (
+        False  # give the U-Net of init_from as many blocks as `model` says; the new ones begin by adding nothing
+    )
     checkpointing: bool = False  # keep of each block its input alone, and compute it again in the backward pass
     vqgan: str = "builtin"  # a model folder that holds a VQGAN
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
@@ -66,6 +69,9 @@ class TokenRecipe(Recipe):
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
+    # How far pictures are moved before that embedding is taken, either way, as a share of their side: it then says what
+    # there is and hardly where, and variations of a picture have it in other places.
+    image_shift: float = 0.0
     # Of samples with a clean region and no caption, those that see the embedding of the picture as far as it is clean:
     # a predictor that is told so what there is paints in context, and is asked so where a prompt is empty.
     context_share: float = 0.0
@@ -73,6 +79,8 @@ class PredictorRecipe(TokenRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 <= self.image_shift < 1:
+            raise ValueError(f"image_shift: must be at least 0 and less than 1, not {self.image_shift}")
         if self.context_share and not (self.region_share and self.region_null_share):
             raise ValueError("context_share: is of samples with a clean region and no caption, and there are none")
         if self.rehearse and self.data.encoded is not None:
@@ -102,6 +110,14 @@ def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
     return (inside ^ outward[:, None, None]) & chosen[:, None, None]
 
 
+def random_offsets(count: int, side: int, share: float, generator: torch.Generator | None = None) -> Tensor:
+    """(count,2) int64: pixels down and right, each evenly from -share to share of the side."""
+    furthest = round(share * side)
+    if not furthest:
+        return torch.zeros(count, 2, dtype=torch.int64)
+    return torch.randint(-furthest, furthest + 1, (count, 2), generator=generator)
+
+
 @torch.no_grad()
 def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
     """Adds a random projection of the codebook to the weights of the last layer, so that codes that look alike start
@@ -111,6 +127,35 @@ def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
     width = clf.in_channels
     projection = torch.randn(width, len(codes)) / (width * len(codes)) ** 0.5
     clf.weight += (projection @ codes).T[:, :, None, None]
+
+
+@torch.no_grad()
+def grown(predictor: TokenPredictor, down_levels: tuple[int, ...], up_levels: tuple[int, ...]) -> TokenPredictor:
+    """A U-Net with more blocks that computes what the given one does: behind those that it has, each level gets blocks
+    whose last layer is zero.
+
+    Raises:
+        ValueError: it has other levels, or more blocks in one of them.
+    """
+    config = predictor.config
+    for key, have, want in (("down", config.down_levels, down_levels), ("up", config.up_levels, up_levels)):
+        if len(have) != len(want) or any(old > new for old, new in zip(have, want, strict=True)):
+            raise ValueError(f"model.{key}_levels: a U-Net of {have} cannot grow to {want}")
+    larger = TokenPredictor(replace(config, down_levels=down_levels, up_levels=up_levels))
+    larger.embedding.load_state_dict(predictor.embedding.state_dict())
+    larger.clf.load_state_dict(predictor.clf.state_dict())
+    for old_half, new_half in ((predictor.down_blocks, larger.down_blocks), (predictor.up_blocks, larger.up_blocks)):
+        for old_level, new_level in zip(old_half.children(), new_half.children(), strict=True):
+            for kind in (ResBlock, nn.Conv2d, nn.ConvTranspose2d):
+                old = [block for block in old_level.children() if isinstance(block, kind)]
+                new = [block for block in new_level.children() if isinstance(block, kind)]
+                for given, block in zip(old, new, strict=False):
+                    block.load_state_dict(given.state_dict())
+                for block in new[len(old) :]:
+                    assert isinstance(block, ResBlock)
+                    for parameter in block.channelwise[-1].parameters():
+                        nn.init.zeros_(parameter)
+    return larger
 
 
 def checkpoint_blocks(predictor: Predictor) -> None:
@@ -206,6 +251,10 @@ class TokenStage(Stage):
             raise ValueError(
                 f"init_from: its predictor is not for this VQGAN of {sizes[0]} codes and embeddings of {dim}"
             )
+        if self.recipe.grow:
+            if not isinstance(predictor, TokenPredictor):
+                raise ValueError("grow: is for U-Nets, and init_from is a Transformer")
+            predictor = grown(predictor, tuple(self.recipe.model.down_levels), tuple(self.recipe.model.up_levels))
         for part, (file, tensors) in self.learned_from().items():
             path = model_folder(folder) / file
             if path.is_file() and not holds(path, tensors):
@@ -295,7 +344,8 @@ class PredictorStage(TokenStage):
         condition = self.clip.embed_text(captions).float()
         chosen = (torch.rand(len(captions)) < self.recipe.image_share).nonzero()[:, 0].to(pixels.device)
         if len(chosen):
-            condition[chosen] = self.clip.embed_images(pixels[chosen]).float()
+            offsets = random_offsets(len(chosen), pixels.shape[-1], self.recipe.image_shift)
+            condition[chosen] = self.clip.embed_images(moved(pixels[chosen], offsets)).float()
         return self.with_context(condition * ~null[:, None].to(pixels.device), pixels, null, regions)
 
     def with_context(self, condition: Tensor, data: Tensor, null: Tensor, regions: Tensor) -> Tensor:
@@ -340,7 +390,7 @@ class EncodedStage(PredictorStage):
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
-        self.data.check_fits(self.vqgan, self.clip, recipe.data)
+        self.data.check_fits(self.vqgan, self.clip, recipe.data, recipe.image_shift)
 
     def open_data(self, config: DataConfig, seed: int) -> Encoded:
         assert config.encoded is not None

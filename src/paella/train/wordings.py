@@ -7,8 +7,10 @@ before it learned. Pictures keep their embeddings, and so does the space that a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +22,22 @@ from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
 from paella.images import contact_sheet
-from paella.train.clip import warn_of_cut
+from paella.train.clip import train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER_CAPTIONS = 40_000  # how many a new BPE is learned from
 GALLERY = 1000
 SHOWN = 16
 
 
 @dataclass
 class WordingsRecipe(Recipe):
+    vocabulary: int | None = None  # of a new BPE, learned from the varied captions; None = the tokenizer stays
+    context: int | None = None  # the longest text that the new tower reads, in tokens; None = as long as before
     scale: float = 20.0  # of the logits: how near a caption must be to its own plain one rather than to another
 
 
@@ -68,6 +76,11 @@ class WordingsStage(Stage):
         with about_argument("init_from"):
             self.clip, self.teacher = (Clip.load(model_folder(recipe.init_from) / "clip") for _ in range(2))
         self.data = Reworded(scenes)
+        tokenizer = self.clip.tokenizer
+        if recipe.vocabulary is not None:
+            captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
+            tokenizer = train_tokenizer(captions, recipe.vocabulary)
+        self.clip = retokenized(self.clip, tokenizer, recipe.context or self.clip.context)
         self.modules = {"text": TextTower(self.clip).train()}
         others = open_data(recipe.data, recipe.seed + 1)
         assert isinstance(others, Scenes)
@@ -113,6 +126,35 @@ class WordingsStage(Stage):
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
         self.clip.save(folder / "clip")
+
+
+def retokenized(clip: Clip, tokenizer: PreTrainedTokenizerFast, context: int) -> Clip:
+    """The CLIP with another byte-level BPE, reading texts of up to `context` tokens.
+
+    What the old BPE has as a token keeps its embedding; another token begins with the mean of those that the old one
+    makes of it, and places beyond those that the tower knew begin as the last one.
+    """
+    from transformers import CLIPModel
+
+    embeddings, old = clip.model.text_model.embeddings, clip.tokenizer
+    known, pieces = old.get_vocab(), old.backend_tokenizer.model
+    before, vocabulary = embeddings.token_embedding.weight.detach(), tokenizer.get_vocab()
+    tokens = torch.empty(len(vocabulary), before.shape[1])
+    for token, index in vocabulary.items():
+        ids = [known[token]] if token in known else [piece.id for piece in pieces.tokenize(token)]
+        tokens[index] = before[ids].mean(0)
+    places = embeddings.position_embedding.weight.detach()
+    places = places[torch.arange(context).clamp(max=len(places) - 1)]
+
+    config = deepcopy(clip.model.config)
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokens), len(places)
+    for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config.text_config, special, getattr(tokenizer, special))
+    model = CLIPModel(config)
+    changed = {"token_embedding": tokens, "position_embedding": places}
+    tensors = {f"text_model.embeddings.{name}.weight": value for name, value in changed.items()}
+    model.load_state_dict(clip.model.state_dict() | tensors)
+    return Clip(model, tokenizer, whitening=clip.whitening, mean=clip.mean, std=clip.std)
 
 
 def distinct(pairs: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
