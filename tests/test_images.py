@@ -136,11 +136,9 @@ def test_what_is_not_known_has_the_mean_colour_of_what_is() -> None:
 
 
 def test_a_moved_picture_is_filled_by_its_border() -> None:
-    pixels = torch.rand(3, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    still, down_left, far = moved(pixels, torch.tensor([[0, 0], [2, -3], [-100, 100]]))
-    assert torch.equal(still, pixels[0])
-    assert torch.equal(down_left[:, 2:, :4], pixels[1, :, :3, 3:])
-    assert torch.equal(down_left[:, 0, :4], pixels[1, :, 0, 3:]) and torch.equal(
-        down_left[:, 2:, -1], pixels[1, :, :3, -1]
-    )
-    assert torch.equal(far, pixels[2, :, -1, 0][:, None, None].expand(3, 5, 7))
+    grids = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    still, down_left, far = moved(grids, torch.tensor([[0, 0], [2, -3], [-100, 100]]))
+    assert torch.equal(still, grids[0])
+    assert torch.equal(down_left[2:, :4], grids[1, :3, 3:])
+    assert torch.equal(down_left[0, :4], grids[1, 0, 3:]) and torch.equal(down_left[2:, -1], grids[1, :3, -1])
+    assert torch.equal(far, grids[2, -1, 0].expand(5, 7))

@@ -147,14 +147,15 @@ def test_labels_and_their_maps_reach_the_predictor(tiny_model: Path) -> None:
     one = make_stage(tiny_model, "data.wording=name", "data.shares=[1,0,0,0,0]")
     pixels, names = collate([one.data[i] for i in range(20)])
     drawn = torch.arange(20) % 3 > 0
-    numbers = one.condition(pixels, names, ~drawn, drawn)
+    numbers, _ = one.asked(pixels, pixels, names, ~drawn, drawn)
     assert numbers.shape == (20, 1, 1)
     assert torch.equal(numbers[:, 0, 0] != NULL, drawn)
-    labels = one.modules["predictor"].labels
-    assert [labels.config.names[i] for i in numbers[drawn, 0, 0]] == [n for n, d in zip(names, drawn, strict=True) if d]
+    names_of = one.modules["predictor"].labels.config.names
+    assert [names_of[i] for i in numbers[drawn, 0, 0]] == [n for n, d in zip(names, drawn, strict=True) if d]
     places = make_stage(tiny_model, "per_place=true")
     pixels, maps = collate([places.data[i] for i in range(3)])
-    assert (places.condition(pixels, maps, torch.zeros(3, dtype=torch.bool), drawn).numpy() == np.stack(maps)).all()
+    labels, _ = places.asked(pixels, pixels, maps, torch.zeros(3, dtype=torch.bool), drawn)
+    assert (labels.numpy() == np.stack(maps)).all()
     assert places.modules["predictor"].labels.config.names[-1].endswith(" background")
 
 

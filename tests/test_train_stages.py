@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from paella.data import collate
 from paella.data.scenes import objects
 from paella.images import blanked, moved
 from paella.pipeline import Paella
-from paella.train.predictor import SmoothedCrossEntropy, clean_regions
+from paella.train.predictor import SmoothedCrossEntropy, clean_regions, grown
 from paella.train.vqgan import reconstruction_figures
 from paella.train.wordings import retokenized
 from paella.unet import TokenPredictor
@@ -67,7 +68,7 @@ def test_what_is_clean_may_be_the_condition_where_there_is_no_caption(tiny_model
     pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
     null, regions = torch.arange(200) % 2 == 0, NOTHING.clone()
     regions[::4, :2] = True
-    condition = stage.condition(pixels, captions, null, regions)
+    condition, _ = stage.asked(NOTHING, pixels, captions, null, regions)
     context = stage.clip.embed_images(blanked(pixels, regions))
     seen = (condition - context).abs().amax(1) < 1e-4
     assert not seen[~(null & regions.flatten(1).any(1))].any()
@@ -79,7 +80,7 @@ def test_the_condition_is_the_caption_s_or_the_picture_s_or_nothing(tiny_model: 
     stage: Any = make_stage("predictor", tiny_model, "image_share=0.5")
     pixels, captions = collate([stage.data[i] for i in range(2)] * 100)
     null = torch.arange(200) % 5 == 0
-    condition = stage.condition(pixels, captions, null, NOTHING)
+    condition, _ = stage.asked(NOTHING, pixels, captions, null, NOTHING)
     assert torch.equal(condition.eq(0).all(1), null)
     kinds = {
         "null": torch.zeros_like(condition),
@@ -96,17 +97,17 @@ def test_null_conditions_have_their_share_and_another_where_a_region_is_clean(
 ) -> None:
     stage: Any = make_stage("predictor", tiny_model, "null_share=0.2", "region_share=0.5", "region_null_share=0.6")
     pixels, captions = collate([stage.data[i] for i in range(2)] * 200)
-    asked = []
+    nulls = []
 
-    def condition(pixels: torch.Tensor, captions: list[str], null: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-        asked.append(null)
-        return torch.zeros(len(captions), stage.clip.dim)
+    def asked(u: torch.Tensor, _: Any, captions: list[str], null: torch.Tensor, regions: torch.Tensor) -> Any:
+        nulls.append(null)
+        return torch.zeros(len(captions), stage.clip.dim), u
 
-    monkeypatch.setattr(stage, "condition", condition)
+    monkeypatch.setattr(stage, "asked", asked)
     for share, expected in ((0, 0.2), (1, 0.6), (0.5, 0.4)):
         stage.recipe.region_share = share
         next(stage.losses(pixels, captions, 0))
-        assert asked[-1].float().mean().item() == pytest.approx(expected, abs=0.09)
+        assert nulls[-1].float().mean().item() == pytest.approx(expected, abs=0.09)
 
 
 def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Path) -> None:
@@ -137,24 +138,31 @@ def test_a_grown_predictor_computes_what_the_given_one_does_and_learns_with_all_
     assert all((block.channelwise[-1].weight != 0).any() for block in trained.modules() if isinstance(block, ResBlock))
     with pytest.raises(ValueError, match=r"model\.up_levels: a U-Net of \(1, 1\) cannot grow to \(0, 2\)"):
         make_stage("predictor", tiny_model, *more, "model.up_levels=[0,2]")
+    with pytest.raises(ValueError, match="grow: needs init_from"):
+        make_stage("predictor", tiny_model, "grow=true")
+    mixed = TokenPredictor(replace(own.config, kernels=(1, 3)))
+    with pytest.raises(ValueError, match="grow: a U-Net whose kernels differ"):
+        grown(mixed, (2, 2), (2, 2))
 
 
-def test_pictures_are_moved_before_they_are_embedded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage: Any = make_stage("predictor", tiny_model, "image_share=1", "image_shift=0.25")
-    embedded = []
-    monkeypatch.setattr(stage.clip, "embed_images", lambda x: embedded.append(x) or torch.zeros(len(x), stage.clip.dim))
-    pixels = torch.rand(400, 3, 16, 16)
-    nobody = torch.zeros(400, dtype=torch.bool)
-    stage.condition(pixels, ["a fox"] * 400, nobody, torch.zeros(400, 8, 8, dtype=torch.bool))
-    shifts = [
+def test_pictures_that_are_asked_for_by_their_embedding_are_drawn_in_other_places(tiny_model: Path) -> None:
+    more = ("image_share=0.5", "image_shift=0.5", "data.snap=8")
+    stage: Any = make_stage("predictor", tiny_model, *more)
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 300)
+    null = torch.arange(600) % 3 == 0
+    u = torch.randint(1000, (600, 8, 8))
+    condition, drawn = stage.asked(u, pixels, captions, null, torch.zeros(600, 8, 8, dtype=torch.bool))
+    of_picture = (condition - stage.clip.embed_images(pixels)).abs().amax(1) < 1e-4
+    assert torch.equal(drawn[~of_picture], u[~of_picture])
+    offsets = {(down, right) for down in (-2, 0, 2) for right in (-2, 0, 2)}  # tokens of four pixels
+    seen = {
         (down, right)
-        for picture, seen in zip(pixels, embedded[0], strict=True)
-        for down in range(-5, 6)
-        for right in range(-5, 6)
-        if torch.equal(seen, moved(picture[None], torch.tensor([[down, right]]))[0])
-    ]
-    assert len(shifts) == 400 and set(shifts) <= {(a, b) for a in range(-4, 5) for b in range(-4, 5)}
-    assert len(set(shifts)) > 70  # of 81
+        for own, other in zip(u[of_picture], drawn[of_picture], strict=True)
+        for down in range(-4, 5)
+        for right in range(-4, 5)
+        if torch.equal(other, moved(own[None], torch.tensor([[down, right]]))[0])
+    }
+    assert seen == offsets
 
 
 def test_a_start_from_a_model_of_another_vqgan_or_clip_is_warned_of(

@@ -210,14 +210,13 @@ def blanked(pixels: Tensor, known: Tensor) -> Tensor:
     return pixels * kept + mean * (1 - kept)
 
 
-def moved(pixels: Tensor, offsets: Tensor) -> Tensor:
-    """Pictures (B,3,H,W), each moved down and right by so many pixels: offsets (B,2) int64 of either sign. Their
-    outermost pixels fill what they leave behind."""
-    height, width = pixels.shape[-2:]
-    rows = (torch.arange(height) - offsets[:, :1]).clamp(0, height - 1).to(pixels.device)  # (B,H)
-    columns = (torch.arange(width) - offsets[:, 1:]).clamp(0, width - 1).to(pixels.device)  # (B,W)
-    batch = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-    return pixels.movedim(1, -1)[batch, rows[:, :, None], columns[:, None]].movedim(-1, 1)
+def moved(grids: Tensor, offsets: Tensor) -> Tensor:
+    """Grids (B,h,w), each moved down and right by so many places: offsets (B,2) int64 of either sign. Their outermost
+    rows and columns fill what they leave behind."""
+    batch, height, width = grids.shape
+    rows = (torch.arange(height) - offsets[:, :1]).clamp(0, height - 1)  # (B,h)
+    columns = (torch.arange(width) - offsets[:, 1:]).clamp(0, width - 1)  # (B,w)
+    return grids[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:

@@ -99,8 +99,8 @@ class Encoded:
         with safe_open(shard_file(self.path, number), "pt") as file:
             return json.loads(file.metadata()["captions"])[self.shards[number]["bounds"][row]]
 
-    def check_fits(self, vqgan: VQGAN, clip: Clip, config: DataConfig, image_shift: float) -> None:
-        """Makes sure that it was made by these two, of pictures as the recipe describes and moves them.
+    def check_fits(self, vqgan: VQGAN, clip: Clip, config: DataConfig) -> None:
+        """Makes sure that it was made by these two, of pictures as the recipe describes them.
 
         Raises:
             ValueError: it was not; the message begins with the recipe's key.
@@ -112,8 +112,6 @@ class Encoded:
         for key, value in self.manifest["data"].items():
             if ours.get(key, value) != value:
                 raise ValueError(f"data.{key}: must be {value!r}, as when {self.path} was encoded, not {ours[key]!r}")
-        if (value := self.manifest.get("image_shift", 0.0)) != image_shift:
-            raise ValueError(f"image_shift: must be {value}, as when {self.path} was encoded, not {image_shift}")
 
 
 def shard_file(folder: Path, number: int) -> Path:

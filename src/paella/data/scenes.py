@@ -56,7 +56,7 @@ OBJECT_SIZES: dict[Layout, tuple[float, float]] = {
     "vertical": (0.38, 0.48),
     "count": (0.38, 0.48),
 }
-OFF_CENTRE = 0.125  # how far a centred object strays, as a share of the picture's side
+OFF_CENTRE = 0.06  # how far a centred object strays, as a share of the picture's side
 
 TRIES = 10_000  # of a scene that is accepted: a tenth of all pairs are held out, or all of a few objects' pairs
 

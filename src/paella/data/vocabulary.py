@@ -51,8 +51,7 @@ def synonyms(language: str, part: Part = "trained") -> dict[str, list[str]]:
 
 def words(name: str) -> list[str]:
     """All that an object may be called: its name and its synonyms in all languages, and in English several of it."""
-    english = [name]
-    others = []
+    english, others = [name], list[str]()
     for language, parts in _synonyms().items():
         (english if language == "en" else others).extend(word for part in parts.values() for word in part.get(name, []))
     return [*english, *map(plural, english), *others]

@@ -18,9 +18,8 @@ from paella.data.folder import Folder
 from paella.data.scenes import Scenes
 from paella.engine import resolve_device
 from paella.fingerprint import fingerprint
-from paella.images import moved
 from paella.train.clip import warn_of_cut_captions
-from paella.train.predictor import PredictorRecipe, random_offsets
+from paella.train.predictor import PredictorRecipe
 
 
 class _Wordings:
@@ -61,8 +60,7 @@ def encode(recipe: PredictorRecipe, folder: Path, number: int | None, progress: 
     vqgan, clip = load_vqgan(recipe.vqgan), load_clip(recipe.clip)
     recipe.data.check_fits(vqgan.config.f)
     warn_of_cut_captions(clip, data)
-    manifest = {"format": FORMAT, "pictures": pictures, "image_shift": recipe.image_shift}
-    _claim(folder, recipe, data, {**manifest, **fingerprints(vqgan, clip)})
+    _claim(folder, recipe, data, {"format": FORMAT, "pictures": pictures, **fingerprints(vqgan, clip)})
     vqgan.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     clip.to(device)
 
@@ -84,12 +82,10 @@ def encode(recipe: PredictorRecipe, folder: Path, number: int | None, progress: 
     read = iter(loader)
     for file, of_shard in batches.items():
         tokens, image, text, captions = [], [], [], []
-        generator = torch.Generator().manual_seed(hash((recipe.seed, of_shard[0][0])) % 2**63)
         for pixels, wordings in islice(read, len(of_shard)):
             pixels = pixels.to(device)
             tokens.append(vqgan.encode(pixels))
-            offsets = random_offsets(len(pixels), pixels.shape[-1], recipe.image_shift, generator)
-            image.append(clip.embed_images(moved(pixels, offsets)))
+            image.append(clip.embed_images(pixels))
             text.append(clip.embed_text(list(chain.from_iterable(wordings))))
             captions += wordings
             done += len(pixels)

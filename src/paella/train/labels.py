@@ -77,13 +77,15 @@ class LabelStage(TokenStage):
         return tuple(sorted(set(self.data.all_captions)))
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, annotations: Sequence[Any], null: Tensor, regions: Tensor) -> Tensor:
-        """(B,1,1) or, per place, (B,h,w) int64; `NULL` where `null` is True."""
+    def asked(
+        self, u: Tensor, pixels: Tensor, annotations: Sequence[Any], null: Tensor, regions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B,1,1) or, per place, (B,h,w) int64, `NULL` where `null` is True; and the picture's own tokens."""
         if self.recipe.per_place:
             labels = torch.stack([torch.from_numpy(labels) for labels in annotations])
         else:
             labels = torch.tensor([self.labels.number(name) for name in annotations])[:, None, None]
-        return labels.masked_fill(null[:, None, None], NULL).to(pixels.device)
+        return labels.masked_fill(null[:, None, None], NULL).to(pixels.device), u
 
     def pipeline(self, shipped: nn.Module) -> Paella:
         assert isinstance(shipped, Labelled)

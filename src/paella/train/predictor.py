@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -52,9 +53,8 @@ class TokenRecipe(Recipe):
 
     model: UNetConfig = field(default_factory=UNetConfig)  # num_labels and c_clip follow from the other two parts
     transformer: TransformerConfig | None = None  # in the U-Net's place; `model` then counts for nothing
-    grow: bool = (
-        False  # give the U-Net of init_from as many blocks as `model` says; the new ones begin by adding nothing
-    )
+    # Give the U-Net of init_from as many blocks as `model` says; the new ones begin by adding nothing.
+    grow: bool = False
     checkpointing: bool = False  # keep of each block its input alone, and compute it again in the backward pass
     vqgan: str = "builtin"  # a model folder that holds a VQGAN
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
@@ -64,13 +64,18 @@ class TokenRecipe(Recipe):
     name: str = "paella"  # recorded in the metadata of the model's pictures
     sampler: SamplerSettings = field(default_factory=SamplerSettings)  # the finished model's defaults
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grow and self.init_from is None:
+            raise ValueError("grow: needs init_from, a model whose U-Net is to grow")
+
 
 @dataclass
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
-    # How far pictures are moved before that embedding is taken, either way, as a share of their side: it then says what
-    # there is and hardly where, and variations of a picture have it in other places.
+    # How far these are to draw the picture from where it was, either way, as a share of its side, in steps of
+    # `data.snap` and whole tokens: variations of a picture then have in other places what it shows.
     image_shift: float = 0.0
     # Of samples with a clean region and no caption, those that see the embedding of the picture as far as it is clean:
     # a predictor that is told so what there is paints in context, and is asked so where a prompt is empty.
@@ -110,14 +115,6 @@ def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
     return (inside ^ outward[:, None, None]) & chosen[:, None, None]
 
 
-def random_offsets(count: int, side: int, share: float, generator: torch.Generator | None = None) -> Tensor:
-    """(count,2) int64: pixels down and right, each evenly from -share to share of the side."""
-    furthest = round(share * side)
-    if not furthest:
-        return torch.zeros(count, 2, dtype=torch.int64)
-    return torch.randint(-furthest, furthest + 1, (count, 2), generator=generator)
-
-
 @torch.no_grad()
 def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
     """Adds a random projection of the codebook to the weights of the last layer, so that codes that look alike start
@@ -135,12 +132,14 @@ def grown(predictor: TokenPredictor, down_levels: tuple[int, ...], up_levels: tu
     whose last layer is zero.
 
     Raises:
-        ValueError: it has other levels, or more blocks in one of them.
+        ValueError: it has other levels, more blocks in one of them, or kernels of several sizes.
     """
     config = predictor.config
     for key, have, want in (("down", config.down_levels, down_levels), ("up", config.up_levels, up_levels)):
         if len(have) != len(want) or any(old > new for old, new in zip(have, want, strict=True)):
             raise ValueError(f"model.{key}_levels: a U-Net of {have} cannot grow to {want}")
+    if len(set(config.kernels)) > 1:
+        raise ValueError("grow: a U-Net whose kernels differ from block to block cannot grow")
     larger = TokenPredictor(replace(config, down_levels=down_levels, up_levels=up_levels))
     larger.embedding.load_state_dict(predictor.embedding.state_dict())
     larger.clf.load_state_dict(predictor.clf.state_dict())
@@ -270,9 +269,12 @@ class TokenStage(Stage):
         return {"vqgan": ("vqgan.safetensors", self.vqgan.tokenizing_weights())}
 
     @abstractmethod
-    def condition(self, pixels: Tensor, annotations: Any, null: Tensor, regions: Tensor) -> Tensor:
-        """What the predictor is given beside the noisy tokens: nothing that says what is asked for where `null` (B,)
-        bool is True. `regions` (B,h,w) bool are clean."""
+    def asked(
+        self, u: Tensor, pixels: Tensor, annotations: Any, null: Tensor, regions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the predictor is given beside the noisy tokens, nothing that says what is asked for where `null` (B,)
+        bool is True; and the tokens (B,h,w) that it is to draw then, the picture's own `u` or others. `regions` (B,h,w)
+        bool are clean."""
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """(B,h,w): the pictures as the predictor is to draw them."""
@@ -285,7 +287,7 @@ class TokenStage(Stage):
         batch, height, width = u.shape
         regions = clean_regions(batch, height, width, recipe.region_share)
         null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
-        condition = self.condition(pixels, annotations, torch.rand(batch) < null_share, regions)
+        condition, u = self.asked(u, pixels, annotations, torch.rand(batch) < null_share, regions)
         t = torch.rand(batch).to(device)
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
         noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape).to(device))
@@ -337,16 +339,33 @@ class PredictorStage(TokenStage):
         return {**super().learned_from(), "clip": ("clip/model.safetensors", self.clip.model.state_dict())}
 
     @torch.no_grad()
-    def condition(self, pixels: Tensor, captions: Any, null: Tensor, regions: Tensor) -> Tensor:
-        """(B,d): the caption's embedding, or for a share of the samples the picture's; where `null` is True zero, or
-        for a share of those with a clean region the embedding of what is clean."""
+    def asked(
+        self, u: Tensor, pixels: Tensor, annotations: Any, null: Tensor, regions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The caption's embedding (B,d), or for a share of the samples the picture's, of which the tokens are moved;
+        where `null` is True zero, or for a share of those with a clean region the embedding of what is clean."""
+        of_picture = torch.rand(len(u)) < self.recipe.image_share
+        condition = self.embeddings(pixels, annotations, of_picture) * ~null[:, None].to(u.device)
+        if self.recipe.image_shift:
+            offsets = self.random_offsets(len(u)) * (of_picture & ~null)[:, None]
+            u = moved(u, offsets)
+        return self.with_context(condition, pixels, null, regions), u
+
+    def embeddings(self, pixels: Tensor, annotations: Any, of_picture: Tensor) -> Tensor:
+        """(B,d): the pictures' embeddings where `of_picture` (B,) bool, elsewhere the captions'."""
         self.clip.to(pixels.device)
-        condition = self.clip.embed_text(captions).float()
-        chosen = (torch.rand(len(captions)) < self.recipe.image_share).nonzero()[:, 0].to(pixels.device)
+        embeddings = self.clip.embed_text(annotations).float()
+        chosen = of_picture.nonzero()[:, 0].to(pixels.device)
         if len(chosen):
-            offsets = random_offsets(len(chosen), pixels.shape[-1], self.recipe.image_shift)
-            condition[chosen] = self.clip.embed_images(moved(pixels[chosen], offsets)).float()
-        return self.with_context(condition * ~null[:, None].to(pixels.device), pixels, null, regions)
+            embeddings[chosen] = self.clip.embed_images(pixels[chosen]).float()
+        return embeddings
+
+    def random_offsets(self, count: int) -> Tensor:
+        """(count,2) int64: tokens down and right, as far as `image_shift` allows."""
+        recipe, f = self.recipe, self.vqgan.config.f
+        step = math.lcm(recipe.data.snap, f) // f
+        furthest = int(recipe.image_shift * recipe.data.size / (f * step))
+        return torch.randint(-furthest, furthest + 1, (count, 2)) * step
 
     def with_context(self, condition: Tensor, data: Tensor, null: Tensor, regions: Tensor) -> Tensor:
         """The condition (B,d) where what is clean is embedded for its share of the samples. `data`: as of `losses`."""
@@ -390,7 +409,7 @@ class EncodedStage(PredictorStage):
 
     def __init__(self, recipe: PredictorRecipe) -> None:
         super().__init__(recipe)
-        self.data.check_fits(self.vqgan, self.clip, recipe.data, recipe.image_shift)
+        self.data.check_fits(self.vqgan, self.clip, recipe.data)
 
     def open_data(self, config: DataConfig, seed: int) -> Encoded:
         assert config.encoded is not None
@@ -402,11 +421,8 @@ class EncodedStage(PredictorStage):
     def tokens(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    @torch.no_grad()
-    def condition(self, tokens: Tensor, embeddings: Embeddings, null: Tensor, regions: Tensor) -> Tensor:
-        of_picture = torch.rand(len(tokens)) < self.recipe.image_share
-        condition = torch.where(of_picture[:, None].to(tokens.device), embeddings.image, embeddings.text)
-        return self.with_context(condition * ~null[:, None].to(tokens.device), tokens, null, regions)
+    def embeddings(self, tokens: Tensor, annotations: Embeddings, of_picture: Tensor) -> Tensor:
+        return torch.where(of_picture[:, None].to(tokens.device), annotations.image, annotations.text)
 
     def pixels(self, tokens: Tensor) -> Tensor:
         return self.vqgan.to(tokens.device).decode(tokens)
