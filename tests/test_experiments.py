@@ -20,6 +20,7 @@ from paella.checkpoint import read_tensors, write_tensors
 from paella.clip import WHITENING
 from paella.experiments import kernels
 from paella.experiments.experiment import REFERENCE, Experiment, Rows
+from paella.experiments.scored import scored
 from paella.pipeline import Paella
 from paella.unet import TokenPredictor, UNetConfig
 
@@ -79,6 +80,20 @@ def test_every_experiment_ends_in_tables_and_a_plot_and_is_measured_once(
 def test_every_setting_is_one_that_the_sampler_takes(tiny: Paella, name: str) -> None:
     for settings in experiments.load(name).groups.values():
         assert len({replace(tiny.settings, **changes) for changes in settings.values()}) == len(settings)
+
+
+def test_settings_that_come_to_the_same_are_measured_once(tiny: Paella) -> None:
+    seen = []
+
+    def measure(pipeline: Paella, setting: Any, *_: Any) -> Any:
+        seen.append(setting)
+        return {"figure": {"value": float(len(seen))}}
+
+    groups = {"steps": {"own": {}, "two": {"steps": 2}}, "others": {"as two": {"steps": 2}, "three": {"steps": 3}}}
+    one = replace(scored("", groups), measure=measure, reference=None)
+    *_, rows = one.run(tiny, 4, 0, {"steps": {"own": {"figure": {"value": 0.0}}}}, lambda done, total: None)
+    assert seen == [{"steps": 3}]  # the tiny model's own steps are two
+    assert rows["steps"]["own"] == rows["steps"]["two"] == rows["others"]["as two"] != rows["others"]["three"]
 
 
 def test_an_interrupted_experiment_goes_on(experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

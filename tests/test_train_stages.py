@@ -343,6 +343,9 @@ def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Pat
 def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:
     with pytest.raises(ValueError, match="init_from: must be a model"):
         make_stage("wordings", tiny_model, "init_from=null")
+    for key, least in (("vocabulary", 258), ("context", 3)):
+        with pytest.raises(ValueError, match=f"{key}: must be at least {least}, not 2"):
+            make_stage("wordings", tiny_model, f"{key}=2")
     with pytest.raises(ValueError, match=r"data\.folder: other words"):
         make_stage("wordings", tiny_model, f"data.folder={pictures}")
 

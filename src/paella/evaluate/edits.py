@@ -31,7 +31,7 @@ from paella.data.scenes import (
 from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.matching import Matcher, ranks, rooms
 from paella.evaluate.parts import clip_of
-from paella.evaluate.scenes import object_ranks, real_pictures, share
+from paella.evaluate.scenes import object_ranks, real_pictures, share, wilson
 from paella.images import Box, to_tensor
 from paella.method import method_of
 from paella.pipeline import Paella
@@ -174,11 +174,10 @@ def variations(pipeline: Paella, singles: Cases) -> Figures:
     """Two variations of each picture."""
     pictures = singles.each(lambda i: pipeline.vary(singles.pictures[i], 2, seed=singles.seed + 2 * i))
     one, two = (to_tensor(pictures[start::2]) for start in (0, 1))
+    found = singles.hits(pictures, [scene.objects[0] for scene in singles.scenes for _ in "ab"])
     again = (to_tensor(pipeline.reconstruct(singles.pictures)) - to_tensor(singles.pictures)).abs().mean()
     return {
-        "the source's object found": share(
-            singles.hits(pictures, [scene.objects[0] for scene in singles.scenes for _ in "ab"])
-        ),
+        "the source's object found": wilson(found.float().mean().item(), len(singles)),  # two are of one source
         "distance between two, of that of re-encoding": ((one - two).abs().mean() / again).item(),
     }
 
@@ -238,7 +237,7 @@ def multi_conditioning(pipeline: Paella, pairs: Cases) -> Figures:
     ]
     return {
         "both objects, each in its half": share(found[0] & found[1]),
-        "· each object alone": share(torch.cat(found)),
+        "· each object alone": wilson(torch.cat(found).float().mean().item(), len(pictures)),  # two are of one picture
     }
 
 

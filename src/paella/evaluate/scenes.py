@@ -203,7 +203,7 @@ def score_scenes(
             hits = own < k  # (scenes, objects in a scene)
             if kind == "pair":
                 rates[f"pair_both_top{k}"] = share(hits.all(1))
-                rates[f"pair_each_top{k}"] = share(hits.flatten())
+                rates[f"pair_each_top{k}"] = wilson(hits.float().mean().item(), len(hits))  # both are of one picture
             else:
                 rates[f"{kind}_top{k}"] = share(hits[:, 0])
         if kind == "pair":

@@ -43,6 +43,7 @@ class Experiment:
     reference: Callable[[Paella, int, int], Figures] | None = None
     reference_name: str = "real pictures"
     note: str = ""  # what else a reader of the tables has to know
+    comes_to: Callable[[Paella, Any], Any] = lambda pipeline, setting: setting  # those alike in this are measured once
 
     def run(
         self, pipeline: Paella, number: int, seed: int, known: Rows, progress: Callable[[float, int], None]
@@ -62,10 +63,21 @@ class Experiment:
         if self.reference is not None and REFERENCE not in rows:
             rows[REFERENCE] = {self.reference_name: self.reference(pipeline, number, seed)}
             yield rows
+        measured = [
+            (self.comes_to(pipeline, setting), rows[variable][name])
+            for variable, settings in self.groups.items()
+            for name, setting in settings.items()
+            if name in rows.get(variable, {})
+        ]
         for done, (variable, name, setting) in enumerate(open_ones):
 
             def tick(share: float, done: int = done) -> None:
                 progress(done + share, len(open_ones))
 
-            rows.setdefault(variable, {})[name] = self.measure(pipeline, setting, number, seed, tick)
+            what = self.comes_to(pipeline, setting)
+            figures = next((figures for other, figures in measured if other == what), None)
+            if figures is None:
+                figures = self.measure(pipeline, setting, number, seed, tick)
+                measured.append((what, figures))
+            rows.setdefault(variable, {})[name] = figures
             yield rows

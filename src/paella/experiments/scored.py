@@ -9,16 +9,15 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from math import inf
 from typing import Any
 
 from PIL import Image
 
 from paella.data.scenes import Scene
-from paella.evaluate.clip_score import clip_scores
+from paella.evaluate import quality
 from paella.evaluate.features import open_extractor
-from paella.evaluate.metrics import Estimate, bootstrap, estimate, frechet_distance, precision, recall
-from paella.evaluate.parts import clip_of
+from paella.evaluate.metrics import Estimate, bootstrap
+from paella.evaluate.quality import look
 from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, real_pictures, score_scenes
 from paella.experiments.experiment import Experiment, Figures, Tick
 from paella.pipeline import Paella
@@ -28,6 +27,8 @@ FEWEST = 4  # prompts of each kind: manifolds of half of the pictures need four
 AT_ONCE = 16  # pictures drawn between two looks at the clock: what a GPU makes at once
 OBJECT, PAIR = "one object right, %", "a pair, both right, %"
 FRECHET, PRECISION, RECALL, CLIP_SCORE = "Fréchet distance", "precision", "recall", "CLIP score"
+COLUMNS = {"frechet": FRECHET, "precision": PRECISION, "recall": RECALL, "clip": CLIP_SCORE}
+COLUMNS |= {"clip_chance": "CLIP score, captions shuffled"}
 
 
 def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], number: int = 100) -> Experiment:
@@ -40,6 +41,7 @@ def scored(title: str, groups: Mapping[str, Mapping[str, Mapping[str, Any]]], nu
         counted="held-out prompts of each kind (one object, a small one, a pair)",
         judged={OBJECT: max, PAIR: max, FRECHET: min, PRECISION: max, RECALL: max, CLIP_SCORE: max},
         reference=score_real,
+        comes_to=lambda pipeline, changes: replace(pipeline.settings, **changes),
         note="Fréchet distance, precision and recall: against as many other real pictures, by features of the model's"
         " own CLIP image encoder, whitened; pictures of another size are resized bicubically, antialiased.",
     )
@@ -86,22 +88,17 @@ def score(
 ) -> Figures:
     """The columns of every table: whoever has another metric adds it here.
 
-    The last three compare with as many real pictures of other scenes, by the features of the model's own CLIP.
+    Distances and manifolds are against as many real pictures of other scenes, by the features of the model's own CLIP.
     """
     rates = score_scenes(pictures, scenes, captions, pipeline.objects or None)
-    clip = clip_of(pipeline)
     others, _ = prompts(pipeline, len(scenes) // len(KINDS), seed + 1)
     real = real_pictures(others, pipeline.size, seed + 1, snap=SNAP, jitter=JITTER)
     extractor = open_extractor("clip", pipeline)
-    features = [extractor.look(those)[0] for those in (real, pictures)]
+    found = quality.score(look(extractor, real), look(extractor, pictures), extractor.read(captions), seed)
     return {
         OBJECT: percent(rates["object_top1"]),
         PAIR: percent(rates["pair_both_top1"]),
-        FRECHET: estimate(frechet_distance, *features, seed=seed, bounds=(0, inf)),
-        PRECISION: estimate(precision, *features, seed=seed, bounds=(0, 1)),
-        RECALL: estimate(recall, *features, seed=seed, bounds=(0, 1)),
-        CLIP_SCORE: bootstrap(clip_scores(clip, pictures, captions)),
-        "CLIP score, captions shuffled": bootstrap(clip_scores(clip, pictures, [*captions[1:], captions[0]])),
+        **{column: found[row] for row, column in COLUMNS.items()},
     }
 
 

@@ -40,6 +40,12 @@ class WordingsRecipe(Recipe):
     context: int | None = None  # the longest text that the new tower reads, in tokens; None = as long as before
     scale: float = 20.0  # of the logits: how near a caption must be to its own plain one rather than to another
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key, value, least in (("vocabulary", self.vocabulary, 258), ("context", self.context, 3)):
+            if value is not None and value < least:  # 256 bytes, start and end; and one token between these
+                raise ValueError(f"{key}: must be at least {least}, not {value}")
+
 
 class Reworded:
     """The data set: `[index]` is a scene's (varied caption, plain caption that says the same)."""
@@ -76,11 +82,12 @@ class WordingsStage(Stage):
         with about_argument("init_from"):
             self.clip, self.teacher = (Clip.load(model_folder(recipe.init_from) / "clip") for _ in range(2))
         self.data = Reworded(scenes)
-        tokenizer = self.clip.tokenizer
-        if recipe.vocabulary is not None:
-            captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
-            tokenizer = train_tokenizer(captions, recipe.vocabulary)
-        self.clip = retokenized(self.clip, tokenizer, recipe.context or self.clip.context)
+        if recipe.vocabulary is not None or recipe.context is not None:
+            tokenizer = self.clip.tokenizer
+            if recipe.vocabulary is not None:
+                captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
+                tokenizer = train_tokenizer(captions, recipe.vocabulary)
+            self.clip = retokenized(self.clip, tokenizer, recipe.context or self.clip.context)
         self.modules = {"text": TextTower(self.clip).train()}
         others = open_data(recipe.data, recipe.seed + 1)
         assert isinstance(others, Scenes)
@@ -104,24 +111,20 @@ class WordingsStage(Stage):
         self.teacher.to(self.device)
         return F.normalize(self.teacher.unwhitened().embed_text(plain).float(), dim=-1)
 
-    def found(self) -> list[int]:
-        """For each varied caption of the gallery, which plain one is nearest to it."""
+    def found(self, count: int) -> list[int]:
+        """For each of the gallery's first varied captions, which of all plain ones is nearest to it."""
         varied, plain = zip(*self.gallery, strict=True)
-        return (
-            (self.modules["text"](self.clip.tokenize(varied).to(self.device)) @ self.targets(plain).T)
-            .argmax(1)
-            .tolist()
-        )
+        text = self.modules["text"](self.clip.tokenize(varied[:count]).to(self.device))
+        return (text @ self.targets(plain).T).argmax(1).tolist()
 
     def evaluate(self, shipped: nn.Module) -> dict[str, float]:
-        right = sum(found == own for own, found in enumerate(self.found()))
+        right = sum(found == own for own, found in enumerate(self.found(len(self.gallery))))
         return {"R@1": right / len(self.gallery), "chance": 1 / len(self.gallery)}
 
     def preview(self, shipped: nn.Module) -> Image.Image:
         """Varied captions of the gallery, each with the plain one that it finds."""
         blank = Image.new("RGB", (128, 4), "white")
-        found = self.found()[:SHOWN]
-        pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(found)]
+        pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(self.found(SHOWN))]
         return contact_sheet([blank] * len(pairs), pairs, columns=4)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
@@ -131,8 +134,9 @@ class WordingsStage(Stage):
 def retokenized(clip: Clip, tokenizer: PreTrainedTokenizerFast, context: int) -> Clip:
     """The CLIP with another byte-level BPE, reading texts of up to `context` tokens.
 
-    What the old BPE has as a token keeps its embedding; another token begins with the mean of those that the old one
-    makes of it, and places beyond those that the tower knew begin as the last one.
+    The CLIP's own must be one too, as `train_tokenizer` makes it. What it has as a token keeps its embedding; another
+    token begins with the mean of those that the old one makes of it, and places beyond those that the tower knew begin
+    as the last one.
     """
     from transformers import CLIPModel
 
