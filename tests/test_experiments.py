@@ -135,6 +135,21 @@ def test_a_clip_that_is_whitened_otherwise_is_another(experiment: Run, tmp_path:
     assert "was measured otherwise (weights)" in experiment("batch", "--model", other).err
 
 
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '{"conditions": 3, "rows": {}}'])
+def test_a_file_of_something_else_is_left_alone(experiment: Run, content: str) -> None:
+    Path("out").mkdir()
+    Path("out/batch.json").write_text(content)
+    result = experiment("batch")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "--output: out/batch.json is not what this command writes" in result.err
+    assert Path("out/batch.json").read_text() == content
+
+
+def test_too_few_are_refused_before_the_model_is_loaded(paella: Run) -> None:
+    result = paella("experiment", "steps", "-n", 3, "--model", "nowhere")
+    assert (result.code, result.err) == (2, "paella: error: --number: must be at least 4, not 3\n")
+
+
 def test_what_it_needs_is_told_before_the_work(
     experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +183,8 @@ def test_a_table_marks_the_best_and_says_what_it_cannot_tell_apart() -> None:
     ]
     rows["w"]["3"] = right(20, 15, 25)
     assert "2; no other interval meets its own." in tables(chosen, rows)
+    rows["w"]["3"] = right(50.0001, 45, 65)
+    assert tables(chosen, rows).count("**50**") == 2 and "*right*: 2 and 3; no other" in tables(chosen, rows)
 
 
 def test_less_may_be_better() -> None:

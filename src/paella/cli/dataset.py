@@ -9,7 +9,7 @@ import typer
 
 from paella.cli.errors import Command, warn
 from paella.cli.files import check_writable, write_picture
-from paella.cli.options import Jitter, Overrides, Seed, Snap
+from paella.cli.options import Overrides, Seed
 from paella.cli.progress import counting
 
 app = typer.Typer(name="dataset", help="Look at training data, or encode it.", rich_markup_mode="markdown")
@@ -32,8 +32,8 @@ def preview(
     number: Annotated[int, typer.Option("--number", "-n", help="Pictures on the sheet.", min=1)] = 32,
     size: Annotated[int, typer.Option(help="Pixels, a side of each picture.", min=8)] = 64,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Annotated[int, typer.Option(help="Scenes: as data.snap of a recipe.", min=1)] = 1,
+    jitter: Annotated[int, typer.Option(help="Scenes: as data.jitter of a recipe.", min=0)] = 12,
 ) -> None:
     """Writes a contact sheet with captions: of emoji scenes, or of a folder, whose unusable files it names."""
     if output.suffix.lower() != ".png":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paella.cli.draw import load_pipeline
-from paella.cli.errors import Command
+from paella.cli.errors import Command, warn
 from paella.cli.files import check_writable, write_picture, write_text
 from paella.cli.info import machine
 from paella.cli.options import (
@@ -57,8 +57,8 @@ def scenes(
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Snap = None,
+    jitter: Jitter = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
     dtype: Dtype = "auto",
@@ -75,7 +75,7 @@ def scenes(
     from paella.images import contact_sheet
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)
-    names = pipeline.objects or None
+    names, real = pipeline.objects or None, _real(pipeline, snap, jitter)
     sheet: list[tuple[Image, str]] = []
 
     def show(pictures: list[Image], captions: list[str]) -> None:
@@ -89,12 +89,11 @@ def scenes(
             number,
             seed,
             names=names,
-            snap=snap,
-            jitter=jitter,
+            **real,
             on_pictures=show,
             **{name: getattr(pipeline.settings, name) for name in ("steps", "guidance", "typical_mass", "temperature")},
         )
-    report["parts"] = evaluate_parts(pipeline, seed, names, snap=snap, jitter=jitter)
+    report["parts"] = evaluate_parts(pipeline, seed, names, **real)
     report |= _circumstances(ctx, pipeline, started)
     markdown = f"{format_table(report)}\n{format_parts(report['parts'])}"
     shown, captions = zip(*sheet, strict=True)
@@ -113,8 +112,8 @@ def edits(
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Snap = None,
+    jitter: Jitter = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
 ) -> None:
@@ -127,8 +126,9 @@ def edits(
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
     started = time.perf_counter()
-    figures = evaluate_edits(pipeline, number, seed, names=pipeline.objects or None, snap=snap, jitter=jitter)
-    report = {"edits": figures} | _circumstances(ctx, pipeline, started)
+    real = _real(pipeline, snap, jitter)
+    figures = evaluate_edits(pipeline, number, seed, names=pipeline.objects or None, **real)
+    report = real | {"edits": figures} | _circumstances(ctx, pipeline, started)
     markdown = format_edits(figures)
     _write_report(output / "edits", report, markdown)
     typer.echo(markdown)
@@ -144,8 +144,8 @@ def words(
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Snap = None,
+    jitter: Jitter = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
 ) -> None:
@@ -153,11 +153,13 @@ def words(
 
     The report is printed, and written as words.md and words.json.
     """
+    check_writable(output, folder=True)
     from paella.evaluate.words import GROUPS, evaluate_words
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
     rows = {group: group for group in GROUPS}
-    _rate(ctx, pipeline, evaluate_words, rows, number * len(GROUPS), output / "words", number, seed, snap, jitter)
+    asked = {"n": number, "seed": seed, **_real(pipeline, snap, jitter)}
+    _rate(ctx, pipeline, evaluate_words, rows, number * len(GROUPS), output / "words", asked)
 
 
 @app.command(cls=Command)
@@ -169,8 +171,8 @@ def counts(
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Snap = None,
+    jitter: Jitter = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder for the report.")] = Path("evaluation"),
     model: Model = None,
 ) -> None:
@@ -178,23 +180,26 @@ def counts(
 
     The report is printed, and written as counts.md and counts.json.
     """
+    check_writable(output, folder=True)
     from paella.evaluate.counts import ROWS, evaluate_counts
 
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature))
-    _rate(ctx, pipeline, evaluate_counts, ROWS, number, output / "counts", number, seed, snap, jitter)
+    asked = {"n": number, "seed": seed, **_real(pipeline, snap, jitter)}
+    _rate(ctx, pipeline, evaluate_counts, ROWS, number, output / "counts", asked)
 
 
 @app.command(cls=Command)
 def labels(
     number: Annotated[int, typer.Option("--number", "-n", help="Pictures of each kind.", min=1)] = 100,
     seed: Seed = 0,
-    snap: Snap = 1,
+    snap: Snap = None,
     model: Model = None,
 ) -> None:
     """Asks a model that was trained on labels of emoji scenes for its labels, and judges what it draws."""
     from paella.evaluate.labels import evaluate_labels
 
-    for name, rate in evaluate_labels(load_pipeline(model), number, seed, snap=snap).items():
+    pipeline = load_pipeline(model)
+    for name, rate in evaluate_labels(pipeline, number, seed, snap=_real(pipeline, snap, None)["snap"]).items():
         typer.echo(f"{100 * rate['rate']:5.1f} % ({100 * rate['low']:.1f}–{100 * rate['high']:.1f})  {name}")
 
 
@@ -224,8 +229,8 @@ def quality(
     typical_mass: TypicalMass = None,
     temperature: Temperature = None,
     seed: Seed = 0,
-    snap: Snap = 1,
-    jitter: Jitter = 12,
+    snap: Snap = None,
+    jitter: Jitter = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The report, a .json file.")] = Path("quality.json"),
     model: Model = None,
     dtype: Dtype = "auto",
@@ -238,6 +243,8 @@ def quality(
     """
     if output.suffix.lower() != ".json":
         raise ValueError(f"output: must end in .json, not {output}")
+    if data != "scenes" and (snap is not None or jitter is not None):
+        raise ValueError(f"{'jitter' if snap is None else 'snap'}: is for emoji scenes, and the data are {data}")
     check_writable(output)
     asked = None if prompts is None else read_prompts(prompts, "prompts")
     import torchmetrics  # noqa: F401  where it is missing, that shows now and not when the pictures are drawn
@@ -249,29 +256,34 @@ def quality(
     place()  # first, as it says which GPU this process is to use
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)
     size, names = pipeline.size, pipeline.objects or None
+    drawn = _real(pipeline, snap, jitter) if data == "scenes" else {}
     real = (
-        HeldOutScenes(size, seed, names=names, snap=snap, jitter=jitter)
+        HeldOutScenes(size, seed, names=names, **drawn)
         if data == "scenes"
         else folder_pictures(Path(data), number, size, seed)
     )
     extractor = open_extractor(features, pipeline)
     work = output.with_suffix(".work.safetensors")
     started = time.perf_counter()
-    with counting("drawing") as progress:
-        report = evaluate_quality(
-            pipeline,
-            real,
-            number,
-            seed,
-            extractor=extractor,
-            prompts=asked,
-            work=work,
-            cache=output.parent,
-            progress=progress,
-        )
+    try:
+        with counting("drawing") as progress:
+            report = evaluate_quality(
+                pipeline,
+                real,
+                number,
+                seed,
+                extractor=extractor,
+                prompts=asked,
+                work=work,
+                cache=output.parent,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        warn(f"interrupted; the same command goes on with what is in {output.parent}")
+        raise typer.Exit(130) from None
     if report is None:  # another process has it
         return
-    report = _circumstances(ctx, pipeline, started) | {"data": data, "snap": snap, "jitter": jitter} | report
+    report = _circumstances(ctx, pipeline, started) | {"data": data} | drawn | report
     markdown = format_quality(report)
     _write_report(output, report, markdown)
     typer.echo(markdown)
@@ -285,6 +297,14 @@ def _load(
     pipeline = load_pipeline(model, dtype=dtype, quantize=quantize)
     pipeline.settings = replace(pipeline.settings, **settings)  # type: ignore[arg-type]
     return pipeline
+
+
+def _real(pipeline: Paella, snap: int | None, jitter: int | None) -> dict[str, int]:
+    """How real scenes are drawn: as asked, else as those that the model learned from."""
+    from paella.evaluate.scenes import trained_on
+
+    asked = {"snap": snap, "jitter": jitter}
+    return trained_on(pipeline) | {name: value for name, value in asked.items() if value is not None}
 
 
 def _circumstances(ctx: typer.Context, pipeline: Paella, started: float) -> dict[str, Any]:
@@ -307,18 +327,15 @@ def _rate(
     rows: Mapping[str, str],
     pictures: int,
     stem: Path,
-    number: int,
-    seed: int,
-    snap: int,
-    jitter: int,
+    asked: dict[str, int],
 ) -> None:
     """Prints and writes a table of rates.
 
     Args:
         pictures: how many the evaluation draws.
         stem: of the two files.
+        asked: of `evaluate`.
     """
-    check_writable(stem.parent, folder=True)
     from paella.data.scenes import objects
     from paella.evaluate.scenes import format_rates
 
@@ -326,8 +343,8 @@ def _rate(
     started = time.perf_counter()
     with drawing(pictures) as on_step:
         watched = _Watched(pipeline, on_step)
-        scores = evaluate(watched, number, seed, names=names, snap=snap, jitter=jitter)
-    asked = {"n": number, "seed": seed, "snap": snap, "jitter": jitter, "objects": len(names)}
+        scores = evaluate(watched, **asked, names=names)
+    asked |= {"objects": len(names)}
     report = asked | {"scores": scores} | _circumstances(ctx, pipeline, started)
     settings = ", ".join(f"{name} {value}" for name, value in (asked | report["sampler"]).items())
     markdown = f"{settings}. Per cent, with 95 % Wilson intervals.\n\n{format_rates(scores, rows)}"

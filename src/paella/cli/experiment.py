@@ -34,7 +34,8 @@ def experiment(
         typer.Option(
             "--number",
             "-n",
-            help="For each setting: prompts of each kind of scene, or runs of a batch. Default: the experiment's own.",
+            help="For each setting: prompts of each kind of scene, runs of a batch or, of networks, training steps. "
+            "Default: the experiment's own, for tables worth reading; fewer are sooner done.",
             min=1,
         ),
     ] = None,
@@ -51,8 +52,11 @@ def experiment(
     check_writable(output, folder=True)
     from paella.experiments.report import plot, tables  # first, as it needs a package that may be missing
 
-    pipeline, chosen = load_pipeline(model), load(name)
+    chosen = load(name)
     number = chosen.number if number is None else number
+    if number < chosen.fewest:
+        raise ValueError(f"number: must be at least {chosen.fewest}, not {number}")
+    pipeline = load_pipeline(model)
     conditions = _conditions(pipeline, number, seed)
     file = output / f"{name}.json"
     rows = finished = _finished(file, conditions)
@@ -64,9 +68,10 @@ def experiment(
         warn(f"interrupted; the same command goes on after the {sum(map(len, rows.values()))} rows in {file}")
         raise typer.Exit(130) from None
     about = ", ".join(f"{key} {value}" for key, value in {**conditions, **conditions["sampler"]}.items() if key in SAID)
+    on = ", ".join(f"{key} {value}" for key, value in conditions["machine"].items())
     page = (
         f"# {chosen.title}\n\n`{shlex.join(['paella', *ctx.obj['args']])}`\n\n"
-        f"{number} {chosen.counted}; {about}; {'; '.join(conditions['machine'].values())}.\n"
+        f"{number} {chosen.counted}; {about}; {on}.\n"
         f"In brackets 95 % intervals: Wilson's of rates, the bootstrap's of means, by random halves of the rest. "
         f"{chosen.note}\n\n"
     )
@@ -96,17 +101,21 @@ def _conditions(pipeline: Paella, number: int, seed: int) -> dict[str, Any]:
 
 
 def _finished(file: Path, conditions: dict[str, Any]) -> Rows:
-    """The rows that were measured before under these conditions; a file of others is set aside."""
+    """The rows that were measured before under these conditions; a file of others is set aside.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     if not file.exists():
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         before, rows = found["conditions"], found["rows"]
-    except (ValueError, KeyError, TypeError):
-        before, rows = {}, {}
+        differing = [key for key in conditions if before.get(key) != conditions[key]]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"output: {file} is not what this command writes; move it, or choose another folder") from None
     if before == conditions:
         return rows
-    differing = [key for key in conditions if before.get(key) != conditions[key]]
     kept = file.replace(unused(file.with_stem(f"{file.stem}-before")))
     warn(f"{file}: was measured otherwise ({', '.join(differing)}); it is {kept} now, and all is measured anew")
     return {}

@@ -46,10 +46,20 @@ Output = Annotated[
     ),
 ]
 Snap = Annotated[
-    int, typer.Option(help="Scenes: sizes and places of the objects in multiples of so many pixels.", min=1)
+    int | None,
+    typer.Option(
+        help="Real scenes: sizes and places of the objects in multiples of so many pixels. Default: as the model was "
+        "trained.",
+        min=1,
+    ),
 ]
 Jitter = Annotated[
-    int, typer.Option(help="Scenes: how far a background's channels stray from the named colour, of 255.", min=0)
+    int | None,
+    typer.Option(
+        help="Real scenes: how far a background's channels stray from the named colour, of 255. Default: as the model "
+        "was trained.",
+        min=0,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -105,6 +105,8 @@ def folder_pictures(path: Path, n: int, size: int, seed: int = 0) -> PictureData
     if folder.skipped:
         first = ": ".join(folder.skipped[0])
         warnings.warn(f"data: {len(folder.skipped)} skipped, the first {first}", stacklevel=2)
+    if len(folder) < 2 * FEWEST:
+        raise ValueError(f"data: needs at least {2 * FEWEST} pictures, and {path} has {len(folder)} that can be used")
     if len(folder) < 2 * n:
         raise ValueError(
             f"n: {n} pictures are compared with {n} others, and {path} has {len(folder)} that can be used;"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from paella.data.scenes import (
     render,
 )
 from paella.evaluate.matching import Matcher, background_colour, ranks, rooms
+
+if TYPE_CHECKING:
+    from paella.pipeline import Paella
 
 Kind = Literal["single", "small", "pair"]
 KINDS: dict[Kind, tuple[Layout, ...]] = {
@@ -103,6 +106,13 @@ def real_pictures(
     ]
 
 
+def trained_on(pipeline: Paella) -> dict[str, int]:
+    """`snap` and `jitter` of the scenes that the model learned from, as its recipe has them; without one, those of
+    scenes in general."""
+    data = (pipeline.recipe or {}).get("data", {})
+    return {"snap": data.get("snap", 1), "jitter": data.get("jitter", BACKGROUND_JITTER)}
+
+
 def evaluate_scenes(
     pipeline: Pipeline,
     n: int = 500,
@@ -119,7 +129,7 @@ def evaluate_scenes(
     Args:
         pipeline: picture i of its answer is generated with seed `seed + i`; its pictures are square, of one size.
         names: objects to draw from, all of which compete in every decision; by default those of the built-in model.
-        snap, jitter: those of the real pictures: what the model was trained with.
+        snap, jitter: those of the real pictures; `trained_on` knows the model's.
         on_pictures: is given the generated pictures and their captions, say for a contact sheet.
         settings: of `pipeline.generate`.
 
@@ -295,5 +305,7 @@ def _cell(rate: Rate | None, n: float) -> str:
     """A rate in per cent, with its own n where that is not the row's."""
     if rate is None:
         return ""
+    if rate["n"] == 0:
+        return "–"
     own = "" if rate["n"] == n else f", n = {rate['n']:.0f}"
     return f"{100 * rate['rate']:.1f} ({100 * rate['low']:.1f}–{100 * rate['high']:.1f}{own})"

@@ -29,6 +29,7 @@ class Experiment:
         measure: from a pipeline and a setting to figures.
         number: how much is measured in each setting, where nobody says otherwise.
         counted: what that is the number of.
+        fewest: of these with which something can be said.
         judged: the columns that settings are compared by -> what finds the best of them, `max` or `min`.
         reference: measures, with number and seed, what the settings are to be compared with, and `reference_name` is
             its name; None = nothing.
@@ -39,6 +40,7 @@ class Experiment:
     measure: Measure
     number: int
     counted: str
+    fewest: int = field(default=1, kw_only=True)
     judged: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     reference: Callable[[Paella, int, int], Figures] | None = None
     reference_name: str = "real pictures"

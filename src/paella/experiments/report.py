@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,27 +22,35 @@ def tables(experiment: Experiment, rows: Rows) -> str:
 def _table(experiment: Experiment, variable: str, rows: Rows) -> str:
     found = {name: rows[variable][name] for name in experiment.groups[variable]}
     columns = list(next(iter(found.values())))
-    best = {
-        column: choose(found, key=lambda name: found[name][column]["value"])
-        for column, choose in experiment.judged.items()
-    }
+    best = {column: _best(found, column, choose) for column, choose in experiment.judged.items()}
     lines = [f"| {variable} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, figures in (found | rows.get(REFERENCE, {})).items():
-        cells = [_cell(figures.get(column), bold=best.get(column) == name) for column in columns]
+        cells = [_cell(figures.get(column), bold=name in best.get(column, ())) for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines.append("")
-    for column, name in best.items():
-        alike = [other for other in found if other != name and _meet(found[other][column], found[name][column])]
+    for column, names in best.items():
+        own = found[names[0]][column]
+        alike = [other for other in found if other not in names and _meet(found[other][column], own)]
         meets = f"its interval meets those of {', '.join(alike)}" if alike else "no other interval meets its own"
-        lines.append(f"- Best by *{column.removesuffix(', %')}*: {name}; {meets}.")
+        lines.append(f"- Best by *{column.removesuffix(', %')}*: {' and '.join(names)}; {meets}.")
     return "\n".join(lines) + "\n"
+
+
+def _best(found: Mapping[str, Figures], column: str, choose: Callable[..., str]) -> list[str]:
+    """The settings whose value reads as the best one does."""
+    highest = choose(found, key=lambda name: found[name][column]["value"])
+    return [name for name in found if _shown(found[name][column]["value"]) == _shown(found[highest][column]["value"])]
 
 
 def _cell(estimate: Estimate | None, bold: bool) -> str:
     if estimate is None:
         return ""
-    value, low, high = (f"{round(estimate[key], 6):.3g}" for key in ("value", "low", "high"))  # 1e-15 is 0
+    value, low, high = (_shown(estimate[key]) for key in ("value", "low", "high"))
     return f"**{value}** ({low}–{high})" if bold else f"{value} ({low}–{high})"
+
+
+def _shown(value: float) -> str:
+    return f"{round(value, 6):.3g}"  # 1e-15 is 0
 
 
 def _meet(one: Estimate, other: Estimate) -> bool:
@@ -95,7 +103,7 @@ def _panel(axes: Axes, variable: str, column: str, found: Mapping[str, Figures])
     axes.errorbar(places, values, yerr=[below, above], marker="o", linestyle=joined, capsize=3)
     if joined and max(places) > 10 * min(places):
         axes.set_xscale("log")
-    turned: dict[str, Any] = {} if joined else {"rotation": 20, "ha": "right"}
+    turned: dict[str, Any] = {"rotation": 90 * (len(places) > 6)} if joined else {"rotation": 20, "ha": "right"}
     axes.set_xticks(places, list(found), fontsize="small", **turned)
     axes.set_xticks([], minor=True)
     axes.set_xlabel(variable)
