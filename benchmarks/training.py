@@ -51,8 +51,10 @@ class GivenStage(TokenStage):
     def tokens(self, tokens: Tensor) -> Tensor:
         return tokens
 
-    def condition(self, tokens: Tensor, embeddings: Tensor, null: Tensor, regions: Tensor) -> Tensor:
-        return embeddings * ~null[:, None].to(embeddings.device)
+    def asked(
+        self, u: Tensor, tokens: Tensor, embeddings: Tensor, null: Tensor, regions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return embeddings * ~null[:, None].to(embeddings.device), u
 
     def pipeline(self, shipped: nn.Module) -> NoReturn:
         raise NotImplementedError

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 # of varied captions
-FOREIGN = 0.25  # share in another language than English, where the scene can be told in it
+FOREIGN = 0.4  # share in another language than English, where the scene can be told in it
 SYNONYMS = 0.35  # share of the objects that have another word, and are called by it
 ARTICLES = 0.75  # share of the English nouns that have one
 MISSPELT = 0.05  # share of the captions with a wrong letter
