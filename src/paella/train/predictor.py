@@ -44,6 +44,7 @@ from paella.train.recipe import DataConfig, Recipe
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
+MOVING = 0.5  # share of the pictures asked for by their embedding that `image_shift` moves
 CACHED = 2**18  # logits at a time, of a loss on a CPU: with what is computed from them they fit its cache
 
 
@@ -74,7 +75,7 @@ class TokenRecipe(Recipe):
 class PredictorRecipe(TokenRecipe):
     clip: str = "builtin"  # a model folder that holds a CLIP, or a folder or hub id of a published one
     image_share: float = 0.2  # samples that see the picture's embedding in place of the caption's
-    # How far these are to draw the picture from where it was, either way, as a share of its side, in steps of
+    # How far half of these are to draw the picture from where it was, either way, as a share of its side, in steps of
     # `data.snap` and whole tokens: variations of a picture then have in other places what it shows.
     image_shift: float = 0.0
     # Of samples with a clean region and no caption, those that see the embedding of the picture as far as it is clean:
@@ -347,7 +348,8 @@ class PredictorStage(TokenStage):
         of_picture = torch.rand(len(u)) < self.recipe.image_share
         condition = self.embeddings(pixels, annotations, of_picture) * ~null[:, None].to(u.device)
         if self.recipe.image_shift:
-            offsets = self.random_offsets(len(u)) * (of_picture & ~null)[:, None]
+            moving = of_picture & ~null & (torch.rand(len(u)) < MOVING)
+            offsets = self.random_offsets(len(u)) * moving[:, None]
             u = moved(u, offsets)
         return self.with_context(condition, pixels, null, regions), u
 
