@@ -85,6 +85,11 @@ def held_out(scene: Scene) -> bool:
     return int(hashlib.sha1("|".join(words).encode()).hexdigest(), 16) % 10 == 0
 
 
+def unseen(scene: Scene) -> bool:
+    """Whether evaluation may ask for it: one object, whose picture alone is new, or what is kept from training."""
+    return len(scene.objects) == 1 or held_out(scene)
+
+
 def any_held_out(names: Sequence[str]) -> bool:
     """Whether a pair of these objects is kept for evaluation."""
     return any(held_out(Scene(pair, "white", "horizontal")) for pair in permutations(names, 2))
@@ -313,7 +318,7 @@ def hard_scenes(
     idle = 0  # scenes in a row that had no new caption
     while len(seen) < count and idle < 1000:
         before = len(seen)
-        scene = draw_scene(rng, names, layouts=layouts, accept=lambda scene: len(scene.objects) == 1 or held_out(scene))
+        scene = draw_scene(rng, names, layouts=layouts, accept=unseen)
         for one in (scene, *lookalikes(scene, rng, names)):
             words = caption(one, rng, full=True)
             if words not in seen and len(seen) < count:

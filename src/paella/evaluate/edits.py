@@ -25,8 +25,8 @@ from paella.data.scenes import (
     Scene,
     captions,
     draw_scene,
-    held_out,
     objects,
+    unseen,
 )
 from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.matching import Matcher, ranks, rooms
@@ -70,19 +70,16 @@ class Cases:
         snap: int = 1,
         jitter: int = BACKGROUND_JITTER,
     ) -> Cases:
-        """`n` scenes of those layouts; pairs are held-out ones before and after the exchange."""
+        """`n` scenes of those layouts; pairs are held-out ones before the exchange and, if there are any, after it."""
         names = list(objects() if names is None else names)
         scenes, others = [], []
 
-        def kept(scene: Scene) -> bool:
-            return len(scene.objects) == 1 or held_out(scene)
-
         for index in range(n):
             rng = np.random.default_rng((seed, index, sum(map(len, layouts)), CASES))
-            scene = draw_scene(rng, names, layouts=layouts, accept=kept)
+            scene = draw_scene(rng, names, layouts=layouts, accept=unseen)
             others_of_it = [replace(scene, objects=(*scene.objects[:-1], name)) for name in names]
             fitting = [one for one in others_of_it if len({*scene.objects, *one.objects}) > len(scene.objects)]
-            fitting = [one for one in fitting if kept(one)] or fitting
+            fitting = [one for one in fitting if unseen(one)] or fitting
             scenes.append(scene)
             others.append(fitting[rng.integers(len(fitting))])
         pictures = real_pictures(scenes, size, seed, snap=snap, jitter=jitter)

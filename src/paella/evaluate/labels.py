@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
-from paella.data.scenes import BACKGROUNDS, LabelMaps, Layout, Scenes, draw_scene, held_out
+from paella.data.scenes import BACKGROUNDS, LabelMaps, Layout, Scene, Scenes, draw_scene, unseen
 from paella.evaluate.matching import Matcher, background_colour
-from paella.evaluate.scenes import Rate, object_ranks, wilson
+from paella.evaluate.scenes import Rate, object_ranks, share
 from paella.images import to_tensor
 from paella.labels import Labels
 from paella.pipeline import Paella
@@ -31,18 +30,17 @@ def evaluate_labels(pipeline: Paella, n: int, seed: int = 0, *, snap: int = 1) -
     names = [name for name in labels.config.names if name not in backgrounds]
     try:
         scenes = Scenes(pipeline.size, seed, names=names, snap=snap, jitter=0)
-        return by_place(pipeline, labels, scenes, n) if labels.config.per_place else by_picture(pipeline, scenes, n)
-    except KeyError as error:
-        raise ValueError(f"model: its label {error} is no object of emoji scenes") from error
+    except ValueError as error:
+        raise ValueError(f"model: its labels are not those of emoji scenes ({error})") from error
+    return by_place(pipeline, labels, scenes, n) if labels.config.per_place else by_picture(pipeline, scenes, n)
 
 
 def by_picture(pipeline: Paella, scenes: Scenes, n: int) -> dict[str, Rate]:
-    rng = np.random.default_rng((scenes.seed, LABELS))
     asked = [scenes.names[i % len(scenes.names)] for i in range(n)]
-    wanted = [draw_scene(rng, [name], layouts=["single"]) for name in asked]
+    wanted = [Scene((name,), "white", "single") for name in asked]
     pictures = to_tensor(pipeline.generate(asked, seed=scenes.seed))
     hits = object_ranks(Matcher(scenes.names, scenes.size), pictures, wanted, "single")[0] == 0
-    return {"the object of the label": wilson(hits.float().mean().item(), n)}
+    return {"the object of the label": share(hits[:, 0])}
 
 
 def by_place(pipeline: Paella, labels: Labels, scenes: Scenes, n: int) -> dict[str, Rate]:
@@ -52,10 +50,7 @@ def by_place(pipeline: Paella, labels: Labels, scenes: Scenes, n: int) -> dict[s
     told = []
     for layout in layouts:
         rng = np.random.default_rng((scenes.seed, len(layout), LABELS))
-        wanted = [
-            draw_scene(rng, scenes.names, layouts=[layout], accept=lambda it: len(it.objects) == 1 or held_out(it))
-            for _ in range(n)
-        ]
+        wanted = [draw_scene(rng, scenes.names, layouts=[layout], accept=unseen) for _ in range(n)]
         pictures = [
             picture
             for index, scene in enumerate(wanted)
@@ -63,9 +58,9 @@ def by_place(pipeline: Paella, labels: Labels, scenes: Scenes, n: int) -> dict[s
                 labels.regions(maps.drawn(scene, rng)[1], maps.f), softness=0, seed=scenes.seed + index
             )
         ]
-        hits = object_ranks(matcher, to_tensor(pictures), wanted, layout)[0] == 0
-        rates[f"{layout}: every object where the map has it"] = wilson(hits.all(1).float().mean().item(), n)
-        shown = background_colour(torch.from_numpy(np.stack([np.asarray(it) for it in pictures])).permute(0, 3, 1, 2))
-        told += [colour == scene.background for colour, scene in zip(shown, wanted, strict=True)]
-    rates["background"] = wilson(float(np.mean(told)), len(told))
+        pixels = to_tensor(pictures)
+        hits = object_ranks(matcher, pixels, wanted, layout)[0] == 0
+        rates[f"{layout}: every object where the map has it"] = share(hits.all(1))
+        told += [colour == scene.background for colour, scene in zip(background_colour(pixels), wanted, strict=True)]
+    rates["background"] = share(told)
     return rates

@@ -29,6 +29,7 @@ CHUNK = 64  # pictures matched at once: bounds the memory
 BORDER = 2 / 64  # width of the border that the background is read from
 MARGIN = 2 / 64  # how far a window reaches beyond the longer side of its object
 OUTSIDE = 10 / 64  # how far a window may reach out of the picture, where it sees more background
+SCALES = 5  # sizes that each object is tried at
 APART = 0.6  # of two copies of an object: between their middles, of their longer side
 OVERHANG = 2 / 64  # how far the search in one half of a picture reaches into the other
 
@@ -37,14 +38,13 @@ class Matcher:
     """Matches the renderings of `names` against pictures of `size` x `size` pixels.
 
     Args:
-        scales: number of sizes that each object is tried at.
 
     Raises:
         KeyError: a name is not in the vocabulary of `paella.data.scenes`.
     """
 
-    def __init__(self, names: Sequence[str], size: int = 64, *, scales: int = 5) -> None:
-        self.names, self.size, self.scales = list(names), size, scales
+    def __init__(self, names: Sequence[str], size: int = 64) -> None:
+        self.names, self.size = list(names), size
         self.cell = max(1, size // GRID)  # pixels
         self._templates: dict[int, Tensor] = {}
 
@@ -108,7 +108,7 @@ class Matcher:
 
     def _lengths(self, sides: tuple[float, float]) -> list[int]:
         """The sizes that an object is tried at, in pixels."""
-        return sorted({round(side * self.size) for side in np.linspace(*sides, self.scales)})
+        return sorted({round(side * self.size) for side in np.linspace(*sides, SCALES)})
 
     def _match(self, templates: Tensor, seen: Tensor, background: Tensor) -> tuple[Tensor, list[int]]:
         """(B, templates, h', w'): how well each template matches `seen` (B, 3, h, w), coarse and less its `background`

@@ -25,7 +25,7 @@ from torch.utils.data import Subset
 from paella.checkpoint import CheckpointError, about_argument, read_tensors, write_tensors
 from paella.data import PictureData
 from paella.data.folder import Folder
-from paella.data.scenes import BACKGROUND_JITTER, LAYOUTS, any_held_out, caption, draw_scene, held_out, objects, render
+from paella.data.scenes import BACKGROUND_JITTER, LAYOUTS, any_held_out, caption, draw_scene, objects, render, unseen
 from paella.evaluate.features import Extractor
 from paella.evaluate.metrics import (
     Estimate,
@@ -85,9 +85,7 @@ class HeldOutScenes:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         rng = np.random.default_rng((self.seed, index, QUALITY))
-        scene = draw_scene(
-            rng, self.names, layouts=self.layouts, accept=lambda it: len(it.objects) == 1 or held_out(it)
-        )
+        scene = draw_scene(rng, self.names, layouts=self.layouts, accept=unseen)
         words = caption(scene, rng)
         return render(scene, self.size, rng, snap=self.snap, jitter=self.jitter), words
 

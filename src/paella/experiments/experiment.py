@@ -31,8 +31,8 @@ class Experiment:
         counted: what that is the number of.
         fewest: of these with which something can be said.
         judged: the columns that settings are compared by -> what finds the best of them, `max` or `min`.
-        reference: measures, with number and seed, what the settings are to be compared with, and `reference_name` is
-            its name; None = nothing.
+        reference: measures, with number and seed, the real pictures that the settings are to be compared with; None =
+            there are none.
     """
 
     title: str
@@ -43,7 +43,6 @@ class Experiment:
     fewest: int = field(default=1, kw_only=True)
     judged: Mapping[str, Callable[..., str]] = field(default_factory=dict)
     reference: Callable[[Paella, int, int], Figures] | None = None
-    reference_name: str = "real pictures"
     note: str = ""  # what else a reader of the tables has to know
     comes_to: Callable[[Paella, Any], Any] = lambda pipeline, setting: setting  # those alike in this are measured once
 
@@ -63,7 +62,7 @@ class Experiment:
             if name not in rows.get(variable, {})
         ]
         if self.reference is not None and REFERENCE not in rows:
-            rows[REFERENCE] = {self.reference_name: self.reference(pipeline, number, seed)}
+            rows[REFERENCE] = {"real pictures": self.reference(pipeline, number, seed)}
             yield rows
         measured = [
             (self.comes_to(pipeline, setting), rows[variable][name])
