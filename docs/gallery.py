@@ -101,15 +101,6 @@ def main() -> None:
         [p.compose(halves, size=(SIZE, 2 * SIZE))[0], p.compose(halves)[0]],
         ["compose, 64 x 128: " + " | ".join(text for text, _ in halves), "the same, 64 x 64"],
     )
-    said = ["a fox on a blue background", "ein Fuchs auf blauem Hintergrund", "zorro sobre fondo azul"]
-    said += [
-        "un renard sur fond bleu",
-        "파란색 배경의 여우",
-        "foxx blue background",
-        "three foxes on a blue background",
-    ]
-    said += ["a fox on a blue and white background"]
-    save("words", p.generate(said), [words if words.isascii() else "the same in Korean" for words in said])
     wide = p.generate("a maple leaf on a blue background", size=(64, 256))[0]
     save("sizes", [wide], ["generate, size=(64, 256): a maple leaf on a blue background"])
 

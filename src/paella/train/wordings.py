@@ -102,7 +102,8 @@ class WordingsStage(Stage):
         # a plain caption that is there twice is as right in both places
         same = torch.tensor([[one == other for other in plain] for one in plain], device=self.device)
         contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
-        distance = (text - target).square().sum(1).mean()
+        read, meant = self.clip.whitened(text), self.clip.whitened(target)  # as predictors read them
+        distance = (read - meant).square().mean() / (meant - meant.mean(0)).square().mean()
         yield "text", contrastive + distance, {"contrastive": contrastive, "distance": distance}
 
     @torch.no_grad()
