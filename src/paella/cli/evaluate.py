@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from paella.data import PictureData
     from paella.evaluate.scenes import Rate
     from paella.pipeline import Paella
 
@@ -256,12 +257,12 @@ def quality(
     place()  # first, as it says which GPU this process is to use
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)
     size, names = pipeline.size, pipeline.objects or None
-    drawn = _real(pipeline, snap, jitter) if data == "scenes" else {}
-    real = (
-        HeldOutScenes(size, seed, names=names, **drawn)
-        if data == "scenes"
-        else folder_pictures(Path(data), number, size, seed)
-    )
+    drawn: dict[str, int] = {}
+    if data == "scenes":
+        drawn = _real(pipeline, snap, jitter)
+        real: PictureData = HeldOutScenes(size, seed, names=names, **drawn)
+    else:
+        real = folder_pictures(Path(data), number, size, seed)
     extractor = open_extractor(features, pipeline)
     work = output.with_suffix(".work.safetensors")
     started = time.perf_counter()

@@ -55,21 +55,16 @@ class Experiment:
             progress: called as `progress(done, total)`, in settings.
         """
         rows = {variable: dict(figures) for variable, figures in known.items()}
-        open_ones = [
-            (variable, name, setting)
-            for variable, settings in self.groups.items()
-            for name, setting in settings.items()
-            if name not in rows.get(variable, {})
+        every = [(variable, name, setting) for variable, own in self.groups.items() for name, setting in own.items()]
+        open_ones = [one for one in every if one[1] not in rows.get(one[0], {})]
+        measured = [
+            (self.comes_to(pipeline, setting), rows[variable][name])
+            for variable, name, setting in every
+            if name in rows.get(variable, {})
         ]
         if self.reference is not None and REFERENCE not in rows:
             rows[REFERENCE] = {"real pictures": self.reference(pipeline, number, seed)}
             yield rows
-        measured = [
-            (self.comes_to(pipeline, setting), rows[variable][name])
-            for variable, settings in self.groups.items()
-            for name, setting in settings.items()
-            if name in rows.get(variable, {})
-        ]
         for done, (variable, name, setting) in enumerate(open_ones):
 
             def tick(share: float, done: int = done) -> None:

@@ -82,17 +82,18 @@ class WordingsStage(Stage):
         with about_argument("init_from"):
             self.clip, self.teacher = (Clip.load(model_folder(recipe.init_from) / "clip") for _ in range(2))
         self.data = Reworded(scenes)
-        if recipe.vocabulary is not None or recipe.context is not None:
-            tokenizer = self.clip.tokenizer
-            if recipe.vocabulary is not None:
-                captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
-                tokenizer = train_tokenizer(captions, recipe.vocabulary)
-            self.clip = retokenized(self.clip, tokenizer, recipe.context or self.clip.context)
+        if recipe.vocabulary is not None:
+            captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
+            self.clip = retokenized(self.clip, train_tokenizer(captions, recipe.vocabulary), self.clip.context)
+        if recipe.context is not None:
+            self.clip = retokenized(self.clip, self.clip.tokenizer, recipe.context)
         self.modules = {"text": TextTower(self.clip).train()}
         others = open_data(recipe.data, recipe.seed + 1)
         assert isinstance(others, Scenes)
         warn_of_cut(self.clip, [scenes.wordings(index)[0] for index in range(GALLERY)], "init_from")
         self.gallery = distinct([others.wordings(index) for index in range(2 * GALLERY)])[:GALLERY]
+        # what a predictor reads of plain captions varies by this much; of one batch alone it might be nothing
+        self.variance = self.clip.whitened(self.targets([plain for _, plain in self.gallery])).var(0).mean().item()
 
     def losses(self, pixels: Sequence[str], annotations: Sequence[str], step: int) -> Iterator[Loss]:
         varied, plain = pixels, annotations
@@ -103,7 +104,7 @@ class WordingsStage(Stage):
         same = torch.tensor([[one == other for other in plain] for one in plain], device=self.device)
         contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
         read, meant = self.clip.whitened(text), self.clip.whitened(target)  # as predictors read them
-        distance = (read - meant).square().mean() / (meant - meant.mean(0)).square().mean()
+        distance = (read - meant).square().mean() / self.variance
         yield "text", contrastive + distance, {"contrastive": contrastive, "distance": distance}
 
     @torch.no_grad()
