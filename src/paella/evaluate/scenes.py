@@ -185,7 +185,7 @@ def score_scenes(
         names: all the objects that compete in every decision; by default those of the built-in model.
 
     Returns:
-        Those of `ROWS` that the scenes at hand allow. "One object" is both kinds, weighted as training mixes them.
+        Those of `ROWS` that the scenes at hand allow. "One object" is both kinds, weighted as `LAYOUT_SHARES` are.
 
     Raises:
         ValueError: the pictures are not square and of one size, or not one to a scene and a caption, or none, or an
@@ -252,7 +252,7 @@ def share(hits: Sequence[bool] | Tensor) -> Rate:
 
 
 def _mixed(rates: dict[Layout, Rate]) -> Rate:
-    """The rate over several layouts, weighted as training mixes them, where there are numbers for all of them."""
+    """The rate over several layouts, weighted as `LAYOUT_SHARES` are, where there are numbers for all of them."""
     shares = np.array([LAYOUT_SHARES[LAYOUTS.index(layout)] for layout in rates])
     shares /= shares.sum()
     counts = np.array([rate["n"] for rate in rates.values()])
@@ -279,7 +279,8 @@ def format_table(report: dict[str, Any]) -> str:
     lines = [
         f"{report['n']} held-out prompts of each kind, seed {report['seed']}{settings}. In every decision all"
         f" {report['objects']} objects compete. Per cent, with 95 % Wilson intervals. The first two rows weight"
-        " objects in the middle and small ones as the training data does; their n is that of as many equal prompts.",
+        " objects in the middle and small ones 8 to 3, as scenes are mixed by default; their n is that of as many equal"
+        " prompts.",
         "",
     ]
     return "\n".join(lines) + "\n" + format_rates(report["scores"], ROWS)
