@@ -21,7 +21,9 @@ from paella.data import collate
 from paella.data.scenes import objects
 from paella.images import blanked, moved
 from paella.pipeline import Paella
-from paella.train.predictor import SmoothedCrossEntropy, clean_regions, grown
+from paella.train.growth import grown
+from paella.train.loss import SmoothedCrossEntropy
+from paella.train.predictor import clean_regions
 from paella.train.vqgan import reconstruction_figures
 from paella.train.wordings import retokenized
 from paella.unet import TokenPredictor
@@ -32,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("small_gallery")
 
 @pytest.mark.parametrize("cached", [1, 20, 1000])  # a row at a time, a few, all
 def test_the_smoothed_cross_entropy_is_torch_s_with_its_gradient(monkeypatch: pytest.MonkeyPatch, cached: int) -> None:
-    monkeypatch.setattr("paella.train.predictor.CACHED", cached)
+    monkeypatch.setattr("paella.train.loss.CACHED", cached)
     generator = torch.Generator().manual_seed(0)
     logits, weights = 4 * torch.randn(7, 9, generator=generator), torch.rand(7, generator=generator)
     labels = torch.randint(9, (7,), generator=generator)

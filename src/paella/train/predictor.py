@@ -39,13 +39,14 @@ from paella.method import method_of
 from paella.pipeline import Paella
 from paella.sampler import SamplerSettings
 from paella.train.clip import warn_of_cut_captions
+from paella.train.growth import grown
 from paella.train.loop import Loss, Stage, train
+from paella.train.loss import SmoothedCrossEntropy
 from paella.train.recipe import DataConfig, Recipe
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
 MOVING = 0.5  # share of the pictures asked for by their embedding that `image_shift` moves
-CACHED = 2**18  # logits at a time, of a loss on a CPU: with what is computed from them they fit its cache
 
 
 @dataclass
@@ -127,79 +128,12 @@ def add_codebook(clf: nn.Conv2d, vqgan: VQGAN) -> None:
     clf.weight += (projection @ codes).T[:, :, None, None]
 
 
-@torch.no_grad()
-def grown(predictor: TokenPredictor, down_levels: tuple[int, ...], up_levels: tuple[int, ...]) -> TokenPredictor:
-    """A U-Net with more blocks that computes what the given one does: behind those that it has, each level gets blocks
-    whose last layer is zero.
-
-    Raises:
-        ValueError: it has other levels, more blocks in one of them, or kernels of several sizes.
-    """
-    config = predictor.config
-    for key, have, want in (("down", config.down_levels, down_levels), ("up", config.up_levels, up_levels)):
-        if len(have) != len(want) or any(old > new for old, new in zip(have, want, strict=True)):
-            raise ValueError(f"model.{key}_levels: a U-Net of {have} cannot grow to {want}")
-    if len(set(config.kernels)) > 1:
-        raise ValueError("grow: a U-Net whose kernels differ from block to block cannot grow")
-    larger = TokenPredictor(replace(config, down_levels=down_levels, up_levels=up_levels))
-    larger.embedding.load_state_dict(predictor.embedding.state_dict())
-    larger.clf.load_state_dict(predictor.clf.state_dict())
-    for old_half, new_half in ((predictor.down_blocks, larger.down_blocks), (predictor.up_blocks, larger.up_blocks)):
-        for old_level, new_level in zip(old_half.children(), new_half.children(), strict=True):
-            for kind in (ResBlock, nn.Conv2d, nn.ConvTranspose2d):
-                old = [block for block in old_level.children() if isinstance(block, kind)]
-                new = [block for block in new_level.children() if isinstance(block, kind)]
-                for given, block in zip(old, new, strict=False):
-                    block.load_state_dict(given.state_dict())
-                for block in new[len(old) :]:
-                    assert isinstance(block, ResBlock)
-                    for parameter in block.channelwise[-1].parameters():
-                        nn.init.zeros_(parameter)
-    return larger
-
-
 def checkpoint_blocks(predictor: Predictor) -> None:
     """Makes each block keep its input alone for the backward pass, which computes the rest again (Chen et al. 2016)."""
     for block in predictor.modules():
         if isinstance(block, ResBlock | TransformerBlock):
             # nothing in a block is random
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
-
-
-class SmoothedCrossEntropy(torch.autograd.Function):
-    """torch's `cross_entropy` with label smoothing, unreduced, and whether no other label is likelier: logits (n,N) of
-    any float dtype, labels (n,) -> losses (n,) float32, right (n,) bool.
-
-    Exponentials are what takes the time on a CPU: each is computed once, for loss and gradient alike, where torch
-    computes it twice. Nothing of the logits' size is kept but their gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-        codes = logits.shape[1]
-        gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        at_once = max(CACHED // codes, 1) if logits.device.type == "cpu" else len(logits)
-        losses, right = [], []
-        for start in range(0, len(logits), at_once):
-            part = slice(start, start + at_once)
-            x, label = logits[part].float(), labels[part, None]
-            p = x.softmax(1)
-            highest, own = x.amax(1), x.gather(1, label)[:, 0]
-            log_sum = highest - p.amax(1).log()  # of exp(x): the likeliest has p = exp(highest) / sum
-            losses.append(log_sum - (1 - smoothing) * own - smoothing * x.mean(1))
-            right.append(own == highest)
-            if gradient is not None:
-                p.sub_(smoothing / codes)
-                gradient[part] = p.scatter_add_(1, label, torch.full_like(p[:, :1], smoothing - 1))
-        ctx.gradient = gradient
-        result = torch.cat(losses), torch.cat(right)
-        ctx.mark_non_differentiable(result[1])
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        of_logits, ctx.gradient = ctx.gradient, None  # it is changed, so a second backward pass must not find it
-        return of_logits.mul_(gradient[:, None]), None, None
 
 
 class TokenStage(Stage):
