@@ -130,9 +130,9 @@ def some_parts(seed: int, width: int = 3) -> Parts:
 
 def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
     modules, average, optimizers = some_parts(0)
-    save_checkpoint(tmp_path / "c.safetensors", 3, modules, average, optimizers)
+    save_checkpoint(tmp_path / "c.safetensors", 3, "one", modules, average, optimizers)
     others = some_parts(1)
-    assert load_checkpoint(tmp_path / "c.safetensors", *others) == 3
+    assert load_checkpoint(tmp_path / "c.safetensors", "one", *others) == 3
     for name, module in modules.items():
         state, same = module.state_dict(), others[0][name].state_dict()
         assert all(torch.equal(state[key], same[key]) for key in state)
@@ -145,14 +145,16 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     modules, average, optimizers = some_parts(0)
-    save_checkpoint(tmp_path / "c.safetensors", 3, modules, average, optimizers)
+    save_checkpoint(tmp_path / "c.safetensors", 3, "one", modules, average, optimizers)
     with pytest.raises(ValueError, match=r"c\.safetensors does not fit this recipe"):
-        load_checkpoint(tmp_path / "c.safetensors", *some_parts(0, width=4))
+        load_checkpoint(tmp_path / "c.safetensors", "one", *some_parts(0, width=4))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        load_checkpoint(tmp_path / "c.safetensors", "two", *some_parts(0))
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, parts = tmp_path / "c.safetensors", some_parts(0)
-    save_checkpoint(path, 3, *parts)
+    save_checkpoint(path, 3, "one", *parts)
 
     def dies(tensors: object, file: Path, metadata: object) -> None:
         Path(file).write_bytes(b"half a")
@@ -160,8 +162,8 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(checkpoint, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, 4, *parts)
-    assert load_checkpoint(path, *some_parts(1)) == 3
+        save_checkpoint(path, 4, "one", *parts)
+    assert load_checkpoint(path, "one", *some_parts(1)) == 3
 
 
 @pytest.mark.parametrize("kind", set(STAGES) - {"wordings"})  # which begins with given ones

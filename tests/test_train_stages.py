@@ -342,6 +342,13 @@ def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Pat
         make_stage("predictor", tiny_model, "rehearse=0.5")
 
 
+def test_a_run_is_not_resumed_with_another_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
+    entries = ("steps=1", "preview_every=1", "vocabulary=400")
+    train("wordings", tiny_model, tmp_path, *entries)
+    with pytest.raises(ValueError, match="another tokenizer"):
+        train("wordings", tiny_model, tmp_path, *entries, "data.shares=[0,0,0,0,1]")
+
+
 def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:
     with pytest.raises(ValueError, match="init_from: must be a model"):
         make_stage("wordings", tiny_model, "init_from=null")

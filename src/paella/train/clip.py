@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +186,9 @@ class ClipStage(Stage):
         found = nearest_captions(self.clip, pictures, captions)[:16]
         return contact_sheet(pictures[:16], [captions[i] for i in found], columns=8)
 
+    def reads(self) -> str:
+        return digest(self.clip)
+
     def save(self, shipped: nn.Module, folder: Path) -> None:
         if not self.recipe.text_only:
             self.clip.whitening = self.fitted_whitening()
@@ -210,6 +215,12 @@ def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
     """Says how many of a folder's captions CLIP does not read to their end."""
     if isinstance(data, Folder):
         warn_of_cut(clip, data.all_captions, "data.folder")
+
+
+def digest(clip: Clip) -> str:
+    """Of the tokens that the text tower reads, as `Stage.reads` gives it."""
+    pieces = json.loads(clip.tokenizer.backend_tokenizer.to_str())["model"]
+    return sha256(json.dumps(pieces).encode()).hexdigest()
 
 
 def warn_of_cut(clip: Clip, captions: Sequence[str], argument: str) -> None:

@@ -70,6 +70,11 @@ class Stage(ABC):
         """Figures on held-out data, logged beside each preview."""
         return {}
 
+    def reads(self) -> str:
+        """A digest of what was learned from the data before the first step, such as a tokenizer: weights that were
+        trained on one are of no use with another, and a run is not resumed with them."""
+        return ""
+
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     """Linear warm-up, then a cosine from the learning rate to `final_rate` times it."""
@@ -117,28 +122,33 @@ class _Applied:
 
 
 def save_checkpoint(
-    path: Path, step: int, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+    path: Path, step: int, reads: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
 ) -> None:
-    """Everything that a resumed run needs, in one file, written atomically."""
+    """Everything that a resumed run needs, in one file, written atomically. `reads`: as of `Stage`."""
     tensors: dict[str, Tensor] = {f"average/{name}": value for name, value in average.tensors.items()}
     for part, module in modules.items():
         tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
         for index, state in optimizers[part].state_dict()["state"].items():
             tensors |= {f"optimizer/{part}/{index}/{name}": value for name, value in state.items()}
-    write_tensors(tensors, path, metadata={"step": str(step)})
+    write_tensors(tensors, path, metadata={"step": str(step), "reads": reads})
 
 
 def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+    path: Path, reads: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
 ) -> int:
     """Restores what `save_checkpoint` wrote; returns the number of steps done.
 
     Raises:
-        ValueError: the checkpoint is of another model.
+        ValueError: the checkpoint is of another model, or of one that `reads` something else.
     """
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
+        metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
+    if metadata.get("reads", "") != reads:
+        raise ValueError(
+            f"checkpoint: the data of this recipe give another tokenizer than the run of {path} began with; use "
+            "another output folder, or the data that it had"
+        )
     try:
         for part, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{part}/"))
@@ -157,7 +167,7 @@ def load_checkpoint(
             average.tensors[name].copy_(value)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"checkpoint: {path} does not fit this recipe; use another output folder. {error}") from error
-    return step
+    return int(metadata["step"])
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -277,7 +287,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     trainer = Trainer(stage, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    state = (trainer.plain, trainer.average, trainer.optimizers)
+    state = (stage.reads(), trainer.plain, trainer.average, trainer.optimizers)
     checkpoint = output / CHECKPOINT
     done = load_checkpoint(checkpoint, *state) if checkpoint.exists() else 0
     start = done * trainer.samples
