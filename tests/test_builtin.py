@@ -43,6 +43,13 @@ def test_an_object_in_the_middle_is_named_right_on_the_background_asked_for(buil
     assert scores["background_single"]["rate"] == 1
 
 
+def test_a_picture_is_the_same_bits_alone_and_among_sixteen(builtin: Paella) -> None:
+    together = builtin.generate("a fox on a green background", n=16, seed=3)
+    for index in (0, 7, 15):
+        alone = builtin.generate("a fox on a green background", seed=3 + index)[0]
+        assert alone.tobytes() == together[index].tobytes()
+
+
 def test_pictures_of_other_prompts_are_not_named_right(builtin: Paella) -> None:
     """The judge of the test above can say no."""
     scenes, captions = zip(*held_out_prompts(PROMPTS, "single", seed=3), strict=True)

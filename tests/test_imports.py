@@ -37,8 +37,9 @@ ALLOWED = {
     "checkpoint": {"clip", "labels", "sampler", "speedups", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "trajectory": {"canvas", "images", "logits", "sampler"},
+    "batches": {"canvas", "checkpoint", "sampler", "speedups"},
     "engine": {
-        *("blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *("batches", "blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},

@@ -32,3 +32,7 @@ class Canvas:
             raise ValueError(f"canvas: condition must be (B,d,h,w) or (B,d,1,1), not {tuple(self.condition.shape)}")
         if not 0 <= self.start <= 1:
             raise ValueError(f"canvas: start must be within 0 ... 1, not {self.start}")
+
+    def __getitem__(self, part: slice) -> Canvas:
+        """That of some of the pictures."""
+        return Canvas(self.tokens[part], self.frozen[part], self.condition[part], self.start)

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella import checkpoint, edits, memory
+from paella.batches import Batches
 from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
@@ -23,7 +24,7 @@ from paella.fingerprint import fingerprint
 from paella.images import blanked, to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
-from paella.sampler import SamplerSettings, guided
+from paella.sampler import SamplerSettings
 from paella.speedups import check_int8, compile_steps, quantize_int8
 from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
@@ -84,6 +85,7 @@ class Engine:
         self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
         self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
         self.recipe = recipe
+        self._batches = Batches()
 
     @classmethod
     def from_pretrained(
@@ -177,13 +179,19 @@ class Engine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             return self.vqgan.decode(tokens).cpu()
 
+    def _pictures(self, tokens: Tensor) -> Iterator[Image.Image]:
+        """Tokens (B,h,w), decoded; on a CPU one at a time, as they round so, and those that are finished when Ctrl-C
+        comes are kept."""
+        for part in tokens.split(1 if self.device.type == "cpu" else len(tokens)):
+            yield from to_pictures(self.decode(part))
+
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the tokenizer gives them back: the best that any picture of this model can be.
 
         Their sides must be multiples of the tokenizer's f, and all of one size.
         """
         pixels = to_tensor(pictures).to(self.device)
-        return to_pictures(torch.cat([self.decode(self.vqgan.encode(part)) for part in pixels.split(32)]))
+        return [picture for part in pixels.split(32) for picture in self._pictures(self.vqgan.encode(part))]
 
     def _grid(
         self, size: int | tuple[int, int] | None, count: int, options: Options, regions: int = 0
@@ -351,23 +359,15 @@ class Engine:
         null: Tensor,
         options: Options,
     ) -> Iterator[tuple[Image.Image, list[Step]]]:
-        """Runs the loop and decodes: yields each picture with its steps, which are none without `trajectory`.
-
-        On the CPU pictures are made one at a time: a matrix product may round differently in a larger batch, and a
-        picture must not depend on its batch. Little is lost, as one picture keeps all cores busy. On a GPU there are
-        as many as fit its memory, up to sixteen.
-        """
-        chunk = 1
-        if self.device.type != "cpu":
-            is_map = canvas.condition.shape[-2:] != (1, 1)
-            count, height, width = canvas.tokens.shape
-            run = self._run((height, width), count, settings, options, regions=int(is_map))
-            chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most=16)
+        """Runs the loop and decodes: yields each picture with its steps, which are none without `trajectory`."""
+        is_map = canvas.condition.shape[-2:] != (1, 1)
+        count, height, width = canvas.tokens.shape
+        run = self._run((height, width), count, settings, options, regions=int(is_map))
+        most = self._batches.most(self.predictor, height * width)
+        chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most)
         method, on_step = method_of(self.predictor), options.get("on_step")
-        for first in range(0, len(generators), chunk):
-            part = slice(first, first + chunk)
-            own = Canvas(canvas.tokens[part], canvas.frozen[part], canvas.condition[part], canvas.start)
-            denoise = guided(self.predictor.conditioned, own.condition, null, settings.guidance)
+        for part, denoise in self._batches.parts(self.predictor, canvas, null, settings.guidance, chunk):
+            own = canvas[part]
             recorder = Recorder(own) if options.get("trajectory") else None
             if recorder is not None:
                 denoise = recorder.watched(denoise)
@@ -378,7 +378,7 @@ class Engine:
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
             steps = recorder.trajectories(self.decode) if recorder is not None else [[] for _ in tokens]
-            yield from zip(to_pictures(self.decode(tokens)), steps, strict=True)
+            yield from zip(self._pictures(tokens), steps, strict=True)
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:

@@ -102,3 +102,7 @@ def compile_steps(predictor: nn.Module) -> None:
     if next(predictor.parameters()).device.type == "cpu":
         how = {"options": {"freezing": True}}
     predictor.step = torch.compile(predictor.step, dynamic=False, **how)  # type: ignore[call-overload]
+
+
+def is_compiled(predictor: nn.Module) -> bool:
+    return "step" in vars(predictor)

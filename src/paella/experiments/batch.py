@@ -1,6 +1,6 @@
 """How does the time for a picture fall when several are made at once? The paper shows inference time over batch size.
 
-`Paella` makes one picture at a time on a CPU, whatever it is asked for; here the loop is run with whole batches.
+`Paella` divides what it is asked for into batches of its own; here the loop is run with whole ones.
 """
 
 from __future__ import annotations
