@@ -7,7 +7,18 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from paella.images import _drawable, _font_for, blanked, contact_sheet, moved, retouched, save, to_pictures, to_tensor
+from paella.images import (
+    _drawable,
+    _font_for,
+    blanked,
+    contact_sheet,
+    covered,
+    moved,
+    retouched,
+    save,
+    to_pictures,
+    to_tensor,
+)
 
 
 def noise_pictures(count: int, width: int = 7, height: int = 5) -> list[Image.Image]:
@@ -142,3 +153,15 @@ def test_a_moved_picture_is_filled_by_its_border() -> None:
     assert torch.equal(down_left[2:, :4], grids[1, :3, 3:])
     assert torch.equal(down_left[0, :4], grids[1, 0, 3:]) and torch.equal(down_left[2:, -1], grids[1, :3, -1])
     assert torch.equal(far, grids[2, -1, 0].expand(5, 7))
+
+
+def test_a_covered_part_takes_the_colours_around_it_and_the_rest_stays() -> None:
+    pixels = np.full((16, 20, 3), (10, 200, 30), np.uint8)
+    mask = np.zeros((16, 20), bool)
+    mask[3:9, 4:15] = True
+    pixels[mask] = 255
+    assert (np.asarray(covered(Image.fromarray(pixels), torch.from_numpy(mask))) == (10, 200, 30)).all()
+    noisy = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8))
+    assert (np.asarray(covered(noisy, torch.from_numpy(mask)))[~mask] == np.asarray(noisy)[~mask]).all()
+    everything = torch.ones(16, 20, dtype=torch.bool)
+    assert covered(noisy, everything) is noisy is covered(noisy, ~everything)

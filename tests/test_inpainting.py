@@ -2,6 +2,7 @@
 
 from copy import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 from fakes import box_mask, content, some_picture
 from PIL import Image
 
-from paella.images import blanked, to_tensor
+from paella.canvas import Canvas
+from paella.images import blanked, covered, to_tensor
 from paella.pipeline import Paella
 
 FOX, DOG = "a fox on a green background", "a dog on a red background"
@@ -25,6 +27,38 @@ def test_inpainting_keeps_every_pixel_outside_the_mask(tiny: Paella, size: tuple
         before, after = np.asarray(picture), np.asarray(painted)
         assert (before[~mask] == after[~mask]).all()
         assert (before[mask] != after[mask]).mean() > 0.5
+
+
+def test_nothing_is_left_of_what_was_under_the_mask(tiny: Paella) -> None:
+    one, other = some_picture(seed=1), some_picture(seed=2)
+    mask = box_mask(one, 5, 6, 17, 15)
+    pixels = np.where(mask[:, :, None], np.asarray(other), np.asarray(one))
+    assert (pixels != np.asarray(one)).any()
+    assert content(tiny.inpaint(Image.fromarray(pixels), mask, FOX)) == content(tiny.inpaint(one, mask, FOX))
+
+
+def test_around_the_mask_tokens_may_change_and_begin_as_they_are(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture, f = some_picture(), tiny.vqgan.config.f
+    mask = box_mask(picture, 2 * f, 2 * f, 4 * f, 4 * f)
+    sampled: list[Canvas] = []
+    usual = type(tiny)._sample
+
+    def sample(self: Paella, canvas: Canvas, *rest: Any) -> Any:
+        sampled.append(canvas)
+        return usual(self, canvas, *rest)
+
+    monkeypatch.setattr(type(tiny), "_sample", sample)
+    tiny.inpaint(picture, mask, FOX, n=2)
+    (canvas,) = sampled
+    hole, margin = torch.zeros(2, *canvas.frozen.shape[1:], dtype=torch.bool)
+    hole[2:4, 2:4] = True
+    margin[1:5, 1:5] = True
+    margin &= ~hole
+    known = tiny.vqgan.encode(to_tensor([covered(picture, torch.from_numpy(mask))]))[0]
+    assert torch.equal(canvas.frozen[0], ~(hole | margin))
+    for tokens in canvas.tokens:
+        assert torch.equal(tokens[~hole], known[~hole])
+    assert not torch.equal(canvas.tokens[0][hole], canvas.tokens[1][hole])
 
 
 def test_without_a_prompt_a_model_that_learned_to_is_told_what_is_known(

@@ -278,6 +278,17 @@ def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Imag
     )
 
 
+def covered(picture: Image.Image, mask: Tensor) -> Image.Image:
+    """The picture (RGB) with the colours around the mask (H,W) bool continued into it, so that nothing is left of what
+    was there."""
+    if not mask.any() or mask.all():
+        return picture
+    visible = ~mask[None]
+    pixels = torch.from_numpy(np.asarray(picture, np.float32)).permute(2, 0, 1)
+    filled = _continued(pixels * visible, visible.float()).permute(1, 2, 0).numpy()
+    return Image.fromarray(filled.round().clip(0, 255).astype(np.uint8))
+
+
 def _continued(total: Tensor, weight: Tensor) -> Tensor:
     """Means total / weight (C,H,W) where there is a weight (1,H,W), and elsewhere those of ever coarser grids."""
     mean = total / weight.clamp(min=1e-12)

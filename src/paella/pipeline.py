@@ -18,6 +18,7 @@ from paella.images import (
     Box,
     Picture,
     composite,
+    covered,
     feathered,
     halves,
     open_mask,
@@ -384,10 +385,11 @@ class Paella(Engine):
         f, (x, y) = self.vqgan.config.f, origin
         pixels = np.pad(np.asarray(picture), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
         padded = padded_to_multiple(Image.fromarray(pixels), f)
-        tokens = self._encode(padded)
 
         def aligned(area: Tensor) -> Tensor:
             return torch.nn.functional.pad(area, (x, -(x + area.shape[1]) % f, y, -(y + area.shape[0]) % f))
+
+        tokens = self._encode(covered(padded, aligned(mask & edited)))
 
         def spread(area: Tensor) -> Tensor:
             """All pixels of the tokens that hold one of the area's, and of one more around what is edited."""
@@ -405,8 +407,12 @@ class Paella(Engine):
         else:
             condition = own[:, :, None, None]
 
+        inner = token_mask(aligned(mask), f).to(self.device)
+
         def canvas(noise: Tensor) -> Canvas:
-            return edits.free(edits.known(tokens.expand_as(noise), condition), hole, noise)
+            given = tokens.expand_as(noise)
+            # what lies around the mask may change, but begins as it is: else the new pixels would not meet the old ones
+            return edits.free(edits.known(given, condition), hole, torch.where(inner, noise, given))
 
         grid = (tokens.shape[1], tokens.shape[2])
         box = (x, y, x + picture.width, y + picture.height)
