@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from copy import copy, deepcopy
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from paella.batches import AT_ONCE, FILLING, Batches
+from paella.batches import AT_LEAST, AT_ONCE, LARGE, Batches
 from paella.canvas import Canvas
+from paella.engine import Cancelled
 from paella.pipeline import Paella
 from paella.sampler import Denoise
+from paella.speedups import compile_steps, quantize_int8
 
 
 class Rounding(nn.Module):
@@ -32,13 +34,13 @@ class Rounding(nn.Module):
         return denoise
 
 
-def canvas(count: int) -> Canvas:
+def drawn(
+    batches: Batches, predictor: Rounding, count: int, weight: float = 1.0, at_most: int = 5, start: float = 1.0
+) -> list[int]:
+    """How many pictures each batch has, of so many that are asked for."""
     tokens = torch.arange(count * 4).view(count, 2, 2)
-    return Canvas(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.ones(count, 3, 1, 1))
-
-
-def drawn(batches: Batches, predictor: Rounding, count: int, weight: float = 1.0, at_most: int = 4) -> list[int]:
-    parts = batches.parts(predictor, canvas(count), torch.zeros(1, 3, 1, 1), weight, at_most)  # type: ignore[arg-type]
+    canvas = Canvas(tokens, torch.zeros_like(tokens, dtype=torch.bool), torch.ones(count, 3, 1, 1), start)
+    parts = batches.parts(predictor, canvas, torch.zeros(1, 3, 1, 1), weight, at_most)  # type: ignore[arg-type]
     seen = [list(range(count))[part] for part, _ in parts]
     assert [index for part in seen for index in part] == list(range(count))
     return [len(part) for part in seen]
@@ -46,51 +48,75 @@ def drawn(batches: Batches, predictor: Rounding, count: int, weight: float = 1.0
 
 def test_pictures_are_drawn_together_where_no_bit_changes() -> None:
     batches, predictor = Batches(), Rounding()
-    assert drawn(batches, predictor, 10) == [4, 4, 2]
-    assert predictor.rows == [4, 1, 1, 1, 1, 2, 1, 1]  # each size was tried once
-    assert drawn(batches, predictor, 8) == [4, 4]
-    assert len(predictor.rows) == 8
+    assert drawn(batches, predictor, 9) == [5, 4]
+    assert predictor.rows == [5, 1, 1, 1, 1, 1, 4, 1, 1, 1, 1]  # each size was tried once
+    assert drawn(batches, predictor, 10) == [5, 5]
+    assert len(predictor.rows) == 11
 
 
 def test_pictures_are_drawn_one_at_a_time_where_a_bit_changes() -> None:
     batches, predictor = Batches(), Rounding(error=0.01)
     assert drawn(batches, predictor, 10) == [1] * 10
     tried = len(predictor.rows)
+    assert tried == 2  # the first that differs is enough
     assert drawn(batches, predictor, 10) == [1] * 10 and len(predictor.rows) == tried
-    # with guidance a pair is the least batch, which rounds as one row here and other than four
-    assert drawn(batches, Rounding(error=0.01, alone=2), 3, weight=2.0) == [1] * 3
-    assert drawn(batches, Rounding(error=0.01, alone=4), 3, weight=1.0) == [3]
 
 
 def test_a_size_is_tried_for_each_predictor_and_with_and_without_guidance() -> None:
-    batches, rounding = Batches(), Rounding(error=0.01, alone=4)
-    assert drawn(batches, rounding, 4, weight=1.0) == [4]
-    assert drawn(batches, rounding, 4, weight=3.0) == [1] * 4
-    assert drawn(batches, Rounding(), 4, weight=3.0) == [4]
+    batches, rounding = Batches(), Rounding(error=0.01, alone=5)
+    assert drawn(batches, rounding, 5, weight=1.0) == [5]
+    assert drawn(batches, rounding, 5, weight=3.0) == [1] * 5  # ten rows, which round otherwise than two
+    assert drawn(batches, Rounding(), 5, weight=3.0) == [5]
 
 
-def test_a_picture_that_fills_the_cores_is_drawn_alone(tiny: Paella) -> None:
+def test_few_pictures_and_those_that_need_no_step_are_not_worth_a_try() -> None:
+    predictor = Rounding()
+    assert drawn(Batches(), predictor, AT_LEAST - 1) == [1] * (AT_LEAST - 1)
+    assert drawn(Batches(), predictor, AT_LEAST, start=0.0) == [1] * AT_LEAST
+    assert not predictor.rows
+
+
+def test_what_cannot_gain_is_drawn_alone(tiny: Paella) -> None:
     most = Batches().most
-    assert most(tiny.predictor, FILLING - 1) == AT_ONCE
-    assert most(tiny.predictor, FILLING) == 1
+    assert most(tiny.predictor, LARGE - 1) == AT_ONCE
+    assert most(tiny.predictor, LARGE) == 1
+    compiled, quantized = deepcopy(tiny.predictor), deepcopy(tiny.predictor)
+    compile_steps(compiled)
+    assert most(compiled, 64) == 1
+    if torch.cpu._is_vnni_supported():
+        quantize_int8(quantized)
+        assert most(quantized, 64) == 1
+    assert most(deepcopy(tiny.predictor).to("meta"), LARGE) == AT_ONCE  # as on a GPU
 
 
-@pytest.fixture
-def watched(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[int]]]:
-    """The batch sizes in which `tiny` is asked for logits."""
-    sizes: list[int] = []
-    step = type(tiny.predictor).step
+def test_pictures_drawn_together_are_those_drawn_alone(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = copy(tiny), list[int]()
+    model.predictor, model._batches = deepcopy(tiny.predictor), Batches()
 
-    def counting(self: nn.Module, tokens: Tensor, *rest: object) -> Tensor:
-        sizes.append(len(tokens))
-        return step(self, tokens, *rest)  # type: ignore[arg-type]
+    def conditioned(condition: Tensor) -> Denoise:  # in which no place and no row knows of another: exact in any batch
+        def denoise(tokens: Tensor, t: Tensor) -> Tensor:
+            passes.append(len(tokens))
+            codes = torch.arange(model.vqgan.config.n_embed).view(1, -1, 1, 1)
+            return (tokens[:, None] * codes).sin() + condition[:, :1] * codes.cos()
 
-    monkeypatch.setattr(type(tiny.predictor), "step", counting)
-    yield lambda: sizes
+        return denoise
 
-
-def test_pictures_drawn_together_are_those_drawn_alone(tiny: Paella, watched: Callable[[], list[int]]) -> None:
-    together = tiny.generate("a dog", n=5, seed=3)
-    assert max(watched()) == 10  # with guidance
-    alone = [tiny.generate("a dog", seed=3 + i)[0] for i in range(5)]
+    monkeypatch.setattr(model.predictor, "conditioned", conditioned)
+    together = model.generate("a dog", n=6, seed=3)
+    assert passes.count(12) == 1 + model.settings.steps  # with guidance; one more to compare
+    alone = [model.generate("a dog", seed=3 + i)[0] for i in range(6)]
     assert [picture.tobytes() for picture in together] == [picture.tobytes() for picture in alone]
+
+
+def test_whoever_stops_gets_the_batches_that_are_finished(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Batches, "_same_bits", lambda *_: True)
+    monkeypatch.setattr(Batches, "most", lambda *_: 4)
+    seen: list[tuple[int, int]] = []
+
+    def stop(step: int, steps: int, tokens: Tensor) -> bool:
+        seen.append((step, len(tokens)))
+        return len(seen) < 3
+
+    with pytest.raises(Cancelled) as stopped:
+        tiny.generate("a dog", n=6, steps=2, on_step=stop)
+    assert seen == [(1, 4), (2, 4), (1, 2)] and len(stopped.value.pictures) == 4

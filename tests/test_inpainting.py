@@ -29,12 +29,22 @@ def test_inpainting_keeps_every_pixel_outside_the_mask(tiny: Paella, size: tuple
         assert (before[mask] != after[mask]).mean() > 0.5
 
 
-def test_nothing_is_left_of_what_was_under_the_mask(tiny: Paella) -> None:
-    one, other = some_picture(seed=1), some_picture(seed=2)
-    mask = box_mask(one, 5, 6, 17, 15)
+@pytest.mark.parametrize("box", [(5, 6, 17, 15), (20, 0, 33, 34), (0, 20, 33, 34)])
+@pytest.mark.parametrize("sides", [{}, {"right": 16}, {"left": 10, "bottom": 7}])
+def test_nothing_is_left_of_what_was_under_the_mask(
+    tiny: Paella, box: tuple[int, int, int, int], sides: dict[str, int]
+) -> None:
+    one, other = some_picture(33, 34, seed=1), some_picture(33, 34, seed=2)
+    mask = box_mask(one, *box)
     pixels = np.where(mask[:, :, None], np.asarray(other), np.asarray(one))
     assert (pixels != np.asarray(one)).any()
-    assert content(tiny.inpaint(Image.fromarray(pixels), mask, FOX)) == content(tiny.inpaint(one, mask, FOX))
+
+    def painted(picture: Image.Image) -> list[bytes]:
+        if sides:
+            return content(tiny.outpaint(picture, FOX, mask=mask, **sides))  # type: ignore[arg-type]
+        return content(tiny.inpaint(picture, mask, FOX))
+
+    assert painted(Image.fromarray(pixels)) == painted(one)
 
 
 def test_around_the_mask_tokens_may_change_and_begin_as_they_are(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.safetensors", 3, "one", modules, average, optimizers)
     with pytest.raises(ValueError, match=r"c\.safetensors does not fit this recipe"):
         load_checkpoint(tmp_path / "c.safetensors", "one", *some_parts(0, width=4))
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(ValueError, match="another text tokenizer"):
         load_checkpoint(tmp_path / "c.safetensors", "two", *some_parts(0))
 
 

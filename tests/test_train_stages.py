@@ -345,7 +345,7 @@ def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Pat
 def test_a_run_is_not_resumed_with_another_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
     entries = ("steps=1", "preview_every=1", "vocabulary=400")
     train("wordings", tiny_model, tmp_path, *entries)
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(ValueError, match="another text tokenizer"):
         train("wordings", tiny_model, tmp_path, *entries, "data.shares=[0,0,0,0,1]")
 
 

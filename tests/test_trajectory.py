@@ -13,14 +13,15 @@ from torch import Tensor
 
 from paella.canvas import Canvas
 from paella.edits import free, known
+from paella.images import to_pictures
 from paella.logits import entropy
 from paella.pipeline import Paella
 from paella.sampler import Denoise, SamplerSettings, sample
 from paella.trajectory import Recorder, Step
 
 
-def gray(tokens: Tensor) -> Tensor:
-    return (tokens[:, None] / CODES).expand(-1, 3, -1, -1)
+def gray(tokens: Tensor) -> list[Image.Image]:
+    return to_pictures((tokens[:, None] / CODES).expand(-1, 3, -1, -1))
 
 
 def recorded(denoise: Denoise, canvas: Canvas | None = None, **settings: int) -> list[list[Step]]:

@@ -11,10 +11,12 @@ from torch import Tensor
 from paella.canvas import Canvas
 from paella.checkpoint import Predictor
 from paella.sampler import Denoise, guided
-from paella.speedups import is_compiled
+from paella.speedups import is_compiled, is_quantized
 
 AT_ONCE = 16
-FILLING = 1024  # places of a grid that keep a CPU's cores busy by themselves
+# On a CPU, as tried with the built-in model on two cores:
+AT_LEAST = 4  # fewer pictures gain less than it takes to compare them
+LARGE = 1024  # pictures of as many tokens gain little
 
 
 class Batches:
@@ -29,9 +31,12 @@ class Batches:
         self._same: dict[Hashable, bool] = {}
 
     def most(self, predictor: Predictor, places: int) -> int:
-        """How many pictures of so many tokens it is worth while to draw together, memory aside."""
-        on_cpu = predictor.clf.weight.device.type == "cpu"
-        return 1 if on_cpu and (places >= FILLING or is_compiled(predictor)) else AT_ONCE
+        """How many pictures of so many tokens may be drawn together, memory aside.
+
+        On a CPU 8-bit layers take their scale from the whole batch, and compiled ones are compiled for each size.
+        """
+        alone = places >= LARGE or is_quantized(predictor) or is_compiled(predictor)
+        return 1 if predictor.clf.weight.device.type == "cpu" and alone else AT_ONCE
 
     def parts(
         self, predictor: Predictor, canvas: Canvas, null: Tensor, weight: float, at_most: int
@@ -40,26 +45,25 @@ class Batches:
         bind = partial(guided, predictor.conditioned, null=null, weight=weight)
         for first in range(0, len(canvas.tokens), at_most):
             part = slice(first, min(first + at_most, len(canvas.tokens)))
-            together = self._same_bits(predictor, bind, canvas[part], weight)
-            size = at_most if together else 1
-            for start in range(part.start, part.stop, size):
-                own = slice(start, min(start + size, part.stop))
+            together = canvas.tokens.device.type != "cpu" or self._same_bits(predictor, bind, canvas[part], weight)
+            for own in [part] if together else [slice(i, i + 1) for i in range(part.start, part.stop)]:
                 yield own, bind(canvas.condition[own])
 
     def _same_bits(
         self, predictor: Predictor, bind: Callable[[Tensor], Denoise], canvas: Canvas, weight: float
     ) -> bool:
-        """Whether the logits of these pictures are the same alone; on a GPU that is not asked."""
-        if len(canvas.tokens) == 1 or canvas.tokens.device.type != "cpu":
-            return True
+        """Whether it is worth while to draw these pictures together, and their logits are those of each alone."""
+        count = len(canvas.tokens)
+        if count < AT_LEAST or canvas.start == 0:
+            return False
         sizes = (canvas.tokens.shape, canvas.condition.shape, weight == 1)
         key = (predictor, predictor.clf.weight.dtype, torch.get_num_threads(), *sizes)
         if key not in self._same:
-            t = torch.full((len(canvas.tokens),), canvas.start)
+            t = torch.full((count,), canvas.start)
             together = bind(canvas.condition)(canvas.tokens, t)
-            alone = [
-                bind(condition)(tokens, t[:1])
-                for tokens, condition in zip(canvas.tokens.split(1), canvas.condition.split(1), strict=True)
-            ]
-            self._same[key] = torch.equal(together, torch.cat(alone))
+            each = (canvas[i : i + 1] for i in range(count))
+            self._same[key] = all(
+                torch.equal(bind(one.condition)(one.tokens, t[:1])[0], logits)
+                for one, logits in zip(each, together, strict=True)
+            )
         return self._same[key]

@@ -180,8 +180,8 @@ class Engine:
             return self.vqgan.decode(tokens).cpu()
 
     def _pictures(self, tokens: Tensor) -> Iterator[Image.Image]:
-        """Tokens (B,h,w), decoded; on a CPU one at a time, as they round so, and those that are finished when Ctrl-C
-        comes are kept."""
+        """Tokens (B,h,w), decoded; on a CPU one at a time: a larger batch may round differently, and those that are
+        finished when Ctrl-C comes are kept."""
         for part in tokens.split(1 if self.device.type == "cpu" else len(tokens)):
             yield from to_pictures(self.decode(part))
 
@@ -377,7 +377,7 @@ class Engine:
                     recorder.add(tokens)
                 if on_step is not None and on_step(step, settings.steps, tokens) is False:
                     raise Cancelled
-            steps = recorder.trajectories(self.decode) if recorder is not None else [[] for _ in tokens]
+            steps = recorder.trajectories(self._pictures) if recorder is not None else [[] for _ in tokens]
             yield from zip(self._pictures(tokens), steps, strict=True)
 
 

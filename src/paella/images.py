@@ -280,7 +280,7 @@ def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Imag
 
 def covered(picture: Image.Image, mask: Tensor) -> Image.Image:
     """The picture (RGB) with the colours around the mask (H,W) bool continued into it, so that nothing is left of what
-    was there."""
+    was there; as it is where there is nothing around it."""
     if not mask.any() or mask.all():
         return picture
     visible = ~mask[None]

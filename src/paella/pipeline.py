@@ -64,8 +64,9 @@ class Paella(Engine):
             steps, guidance, typical_mass, temperature: see `SamplerSettings`; None = the model's own default.
             negative_prompt: what to steer away from, in place of the null condition.
             seed: in {0 … 2^63 - 1}; picture i has seed `seed + i`. Or a list with the seed of each picture.
-            on_step: called as `on_step(step, steps, tokens)` after each step of each picture; returning False raises
-                Cancelled. It has the pictures that are finished, as has Interrupted, which Ctrl-C raises.
+            on_step: called as `on_step(step, steps, tokens)` after each step, with the tokens (B,h,w) of the pictures
+                that are drawn together, one to sixteen; returning False raises Cancelled. It has the pictures that are
+                finished, as has Interrupted, which Ctrl-C raises.
             trajectory: whether each picture brings what its steps left, as `info["trajectory"]`: a list of
                 `paella.trajectory.Step`. The pictures are the same.
 
@@ -178,14 +179,16 @@ class Paella(Engine):
             "image", top + picture.height + bottom, left + picture.width + right, len(prompts), options, len(regions)
         )
         sides = ((top, bottom), (left, right))
-        known = np.pad(np.asarray(picture), (*sides, (0, 0)), mode="symmetric")
+        marked = torch.zeros(picture.height, picture.width, dtype=torch.bool)
+        if mask is not None:
+            marked = open_mask(mask, picture.size)
+        known = np.pad(np.asarray(covered(picture, marked)), (*sides, (0, 0)), mode="symmetric")
         height, width = known.shape[:2]
         inside = slice(top, height - bottom), slice(left, width - right)
         new = torch.ones(height, width, dtype=torch.bool)
         new[inside] = False
         edited = torch.zeros_like(new)
-        if mask is not None:
-            edited[inside] = open_mask(mask, picture.size)
+        edited[inside] = marked
         strips = {
             "left": (0, 0, left, height),
             "right": (width - right, 0, width, height),
@@ -383,35 +386,34 @@ class Paella(Engine):
         """
         weights = feathered(mask, feather)
         f, (x, y) = self.vqgan.config.f, origin
-        pixels = np.pad(np.asarray(picture), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
+        visible = covered(picture, edited)  # before anything is mirrored: nothing is left of what was under the mask
+        pixels = np.pad(np.asarray(visible), ((y, 0), (x, 0), (0, 0)), mode="symmetric")
         padded = padded_to_multiple(Image.fromarray(pixels), f)
 
         def aligned(area: Tensor) -> Tensor:
             return torch.nn.functional.pad(area, (x, -(x + area.shape[1]) % f, y, -(y + area.shape[0]) % f))
 
-        tokens = self._encode(covered(padded, aligned(mask & edited)))
+        def reached(area: Tensor) -> Tensor:
+            """The tokens that hold a pixel of the area, and one more around what is edited."""
+            return token_mask(aligned(area), f) | token_mask(aligned(area & edited), f, margin=1)
 
-        def spread(area: Tensor) -> Tensor:
-            """All pixels of the tokens that hold one of the area's, and of one more around what is edited."""
-            reached = token_mask(aligned(area), f) | token_mask(aligned(area & edited), f, margin=1)
-            return reached.repeat_interleave(f, 0).repeat_interleave(f, 1)
-
-        hole = spread(mask)[::f, ::f].to(self.device)
+        tokens = self._encode(padded)
+        inner, hole = token_mask(aligned(mask), f).to(self.device), reached(mask).to(self.device)
         texts = prompts if rest is None else [rest] * len(prompts)
         own = self._embed(texts)
         if self.knows_context and not hole.all() and not all(text.strip() for text in texts):
             seen = self._embed_known(padded, ~hole)
             own = torch.stack([one if text.strip() else seen for text, one in zip(texts, own, strict=True)])
         if regions:
-            condition = self._condition_map([(text, spread(area)) for text, area in regions], own, softness=0)
+            areas = [(text, reached(area).repeat_interleave(f, 0).repeat_interleave(f, 1)) for text, area in regions]
+            condition = self._condition_map(areas, own, softness=0)
         else:
             condition = own[:, :, None, None]
 
-        inner = token_mask(aligned(mask), f).to(self.device)
-
         def canvas(noise: Tensor) -> Canvas:
             given = tokens.expand_as(noise)
-            # what lies around the mask may change, but begins as it is: else the new pixels would not meet the old ones
+            # What lies around the mask may change, but begins as it is, and is that again where noise from the start is
+            # put between the steps: else the new pixels would not meet the old ones.
             return edits.free(edits.known(given, condition), hole, torch.where(inner, noise, given))
 
         grid = (tokens.shape[1], tokens.shape[2])

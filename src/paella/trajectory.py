@@ -6,7 +6,7 @@ They are there to see a known failure by: tokens that collapse to one colour.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella.canvas import Canvas
-from paella.images import contact_sheet, to_pictures
+from paella.images import contact_sheet
 from paella.logits import entropy
 from paella.sampler import Denoise
 
@@ -63,11 +63,11 @@ class Recorder:
         """Notes the tokens (B,h,w) after a step."""
         self._grids.append(tokens)
 
-    def trajectories(self, decode: Callable[[Tensor], Tensor]) -> list[list[Step]]:
-        """The steps of each picture; `decode` makes pixels (B,3,H,W) in [0, 1] of tokens."""
+    def trajectories(self, pictures: Callable[[Tensor], Iterable[Image.Image]]) -> list[list[Step]]:
+        """The steps of each picture; `pictures` decodes tokens (B,h,w)."""
         steps: list[list[Step]] = [[] for _ in self._free]
         for (t, entropies), (before, after) in zip(self._asked, pairwise(self._grids), strict=True):
-            figures = zip(to_pictures(decode(after)), entropies, self._mean(before != after), strict=True)
+            figures = zip(pictures(after), entropies, self._mean(before != after), strict=True)
             for own, (picture, unsure, changed) in zip(steps, figures, strict=True):
                 own.append(Step(picture, t, unsure, changed))
         return steps

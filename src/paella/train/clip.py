@@ -186,8 +186,8 @@ class ClipStage(Stage):
         found = nearest_captions(self.clip, pictures, captions)[:16]
         return contact_sheet(pictures[:16], [captions[i] for i in found], columns=8)
 
-    def reads(self) -> str:
-        return digest(self.clip)
+    def text_tokens(self) -> str:
+        return tokenizer_digest(self.clip)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
         if not self.recipe.text_only:
@@ -217,10 +217,9 @@ def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
         warn_of_cut(clip, data.all_captions, "data.folder")
 
 
-def digest(clip: Clip) -> str:
-    """Of the tokens that the text tower reads, as `Stage.reads` gives it."""
-    pieces = json.loads(clip.tokenizer.backend_tokenizer.to_str())["model"]
-    return sha256(json.dumps(pieces).encode()).hexdigest()
+def tokenizer_digest(clip: Clip) -> str:
+    """As `Stage.text_tokens` gives it."""
+    return sha256(json.dumps(clip.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def warn_of_cut(clip: Clip, captions: Sequence[str], argument: str) -> None:

@@ -70,9 +70,9 @@ class Stage(ABC):
         """Figures on held-out data, logged beside each preview."""
         return {}
 
-    def reads(self) -> str:
-        """A digest of what was learned from the data before the first step, such as a tokenizer: weights that were
-        trained on one are of no use with another, and a run is not resumed with them."""
+    def text_tokens(self) -> str:
+        """A digest of the BPE that captions are read by, where one is learned from the data before the first step:
+        weights that were trained with one are of no use with another, and no run is resumed so."""
         return ""
 
 
@@ -122,32 +122,37 @@ class _Applied:
 
 
 def save_checkpoint(
-    path: Path, step: int, reads: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+    path: Path,
+    step: int,
+    text_tokens: str,
+    modules: dict[str, nn.Module],
+    average: Average,
+    optimizers: dict[str, Optimizer],
 ) -> None:
-    """Everything that a resumed run needs, in one file, written atomically. `reads`: as of `Stage`."""
+    """Everything that a resumed run needs, in one file, written atomically. `text_tokens`: as of `Stage`."""
     tensors: dict[str, Tensor] = {f"average/{name}": value for name, value in average.tensors.items()}
     for part, module in modules.items():
         tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
         for index, state in optimizers[part].state_dict()["state"].items():
             tensors |= {f"optimizer/{part}/{index}/{name}": value for name, value in state.items()}
-    write_tensors(tensors, path, metadata={"step": str(step), "reads": reads})
+    write_tensors(tensors, path, metadata={"step": str(step), "text_tokens": text_tokens})
 
 
 def load_checkpoint(
-    path: Path, reads: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+    path: Path, text_tokens: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
 ) -> int:
     """Restores what `save_checkpoint` wrote; returns the number of steps done.
 
     Raises:
-        ValueError: the checkpoint is of another model, or of one that `reads` something else.
+        ValueError: the checkpoint is of another model, or of one that reads captions by another BPE.
     """
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
-    if metadata.get("reads", "") != reads:
+    if metadata.get("text_tokens", text_tokens) != text_tokens:
         raise ValueError(
-            f"checkpoint: the data of this recipe give another tokenizer than the run of {path} began with; use "
-            "another output folder, or the data that it had"
+            f"checkpoint: the data of this recipe give another text tokenizer (BPE) than the run of {path} began with; "
+            "use another output folder, or the data that it had"
         )
     try:
         for part, module in modules.items():
@@ -287,7 +292,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     trainer = Trainer(stage, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    state = (stage.reads(), trainer.plain, trainer.average, trainer.optimizers)
+    state = (stage.text_tokens(), trainer.plain, trainer.average, trainer.optimizers)
     checkpoint = output / CHECKPOINT
     done = load_checkpoint(checkpoint, *state) if checkpoint.exists() else 0
     start = done * trainer.samples

@@ -22,7 +22,7 @@ from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
 from paella.images import contact_sheet
-from paella.train.clip import digest, train_tokenizer, warn_of_cut
+from paella.train.clip import tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 
@@ -129,8 +129,8 @@ class WordingsStage(Stage):
         pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(self.found(SHOWN))]
         return contact_sheet([blank] * len(pairs), pairs, columns=4)
 
-    def reads(self) -> str:
-        return digest(self.clip)
+    def text_tokens(self) -> str:
+        return tokenizer_digest(self.clip)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
         self.clip.save(folder / "clip")
