@@ -17,12 +17,12 @@ demo: .venv/.installed  # the README's picture, by the built-in model
 	$(BIN)/paella generate \
 	  "a fox on a green background" \
 	  "a rocket on a black background" \
-	  "a red apple on a light blue background" \
-	  "a castle on a pink background" \
-	  "a small sunflower on a teal background" \
-	  "a snowman on a purple background" \
-	  "a crown above a cat face on a yellow background" \
-	  "a cactus to the left of a house on an orange background" \
+	  "a puppy on a light blue background" \
+	  "coche sobre fondo amarillo" \
+	  "three stars on a purple background" \
+	  "two fish on a light blue background" \
+	  "a sun above a house on a blue background" \
+	  "a pizza to the right of a hamburger on a teal background" \
 	  --output docs/images/demo.png
 
 gallery: .venv/.installed  # the pictures of docs/gallery.md

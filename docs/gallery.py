@@ -101,6 +101,11 @@ def main() -> None:
         [p.compose(halves, size=(SIZE, 2 * SIZE))[0], p.compose(halves)[0]],
         ["compose, 64 x 128: " + " | ".join(text for text, _ in halves), "the same, 64 x 64"],
     )
+    said = ["a puppy on a blue background", "Fußball auf grünem Hintergrund", "coche sobre fondo amarillo"]
+    said += ["hibou sur fond rose", "빨간색 배경의 축구공", "pineaple on yellow background"]
+    said += ["three stars on a purple background", "a fox on a green and white background"]
+    captions = [words if words[0] < "가" else "a soccer ball on a red background, in Korean" for words in said]
+    save("words", p.generate(said), captions)
     wide = p.generate("a maple leaf on a blue background", size=(64, 256))[0]
     save("sizes", [wide], ["generate, size=(64, 256): a maple leaf on a blue background"])
 

@@ -88,11 +88,12 @@ def test_ctrl_c_keeps_the_pictures_that_are_finished(
     ("prompts", "named"),
     [
         (["a fox"], ""),
+        (["two foxes", "une pomme rouge", "빨간색 배경의 여우 얼굴"], ""),
         (["a dragon on a red background"], "'a dragon on a red background': names none of the 40 objects"),
-        (["an oktopus", "a Fox"], "'an oktopus': names none"),
-        (["an oktopus", "a foxtrot"], "'an oktopus' and 1 more: names none"),
-        (["an oktopus"], "Nearest: octopus"),
-        (["an apple"], "Nearest: red apple"),
+        (["an octopux", "a Fox"], "'an octopux': names none"),
+        (["an octopux", "a foxtrot"], "'an octopux' and 1 more: names none"),
+        (["an octopux"], "Nearest: octopus"),
+        (["an appel"], "Nearest: red apple"),
     ],
 )
 def test_a_prompt_without_a_known_object_is_hinted_at(generate: Run, prompts: list[str], named: str) -> None:

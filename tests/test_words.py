@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from paella.data.scenes import COUNTS, Scene, all_objects, held_out, render
-from paella.data.vocabulary import synonyms
+from paella.data.vocabulary import synonyms, words
 from paella.evaluate.counts import count_prompts, evaluate_counts
 from paella.evaluate.matching import Matcher
 from paella.evaluate.words import GROUPS, evaluate_words, word_prompts
@@ -39,10 +39,10 @@ class Obedient:
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_prompt_has_a_word_for_its_object_and_not_its_name(group: str) -> None:
     language, part = GROUPS[group]
-    for scene, words, meant in word_prompts(group, 40, names=NAMES):
+    for scene, caption, meant in word_prompts(group, 40, names=NAMES):
         assert scene.objects[0] in meant <= set(NAMES)
-        assert any(word in words for word in synonyms(language, part)[scene.objects[0]])
-        assert all(any(word in words for word in synonyms(language, part)[name]) for name in meant)
+        assert any(word in caption for word in synonyms(language, part)[scene.objects[0]])
+        assert all(any(word in caption for word in synonyms(language, part)[name]) for name in meant)
     assert word_prompts(group, 5, names=NAMES) == word_prompts(group, 9, names=NAMES)[:5]
 
 
@@ -87,3 +87,10 @@ def test_as_many_as_asked_for_is_right_and_one_less_is_wrong(missing: int) -> No
 
 def test_nothing_is_counted_as_nothing() -> None:
     assert Matcher(["fox"]).copies(torch.full((3, 64, 64), 0.5), "fox") == 0
+
+
+def test_an_object_is_known_by_many_words() -> None:
+    assert {"dog face", "dog faces", "puppy", "puppies", "Hundegesicht", "cara de perro", "강아지"} <= set(
+        words("dog face")
+    )
+    assert all(name in words(name) for name in all_objects())

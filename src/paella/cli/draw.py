@@ -75,7 +75,10 @@ def hint_at_objects(objects: Sequence[str], prompts: Sequence[str]) -> None:
     """Says so where a prompt names none of the objects that the model is known to draw, with the nearest names."""
     if not objects:
         return
-    named = re.compile(r"\b(" + "|".join(map(re.escape, objects)) + r")\b", re.IGNORECASE)
+    from paella.data.vocabulary import words
+
+    known = {word for name in objects for word in words(name)}
+    named = re.compile(r"\b(" + "|".join(map(re.escape, known)) + r")\b", re.IGNORECASE)
     strange = [text for text in prompts if text.strip() and not named.search(text)]
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""

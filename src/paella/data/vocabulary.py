@@ -49,6 +49,14 @@ def synonyms(language: str, part: Part = "trained") -> dict[str, list[str]]:
     return _synonyms()[language][part]
 
 
+def words(name: str) -> list[str]:
+    """All that an object may be called: its name and its synonyms in all languages, and in English several of it."""
+    english, others = [name], list[str]()
+    for language, parts in _synonyms().items():
+        (english if language == "en" else others).extend(word for part in parts.values() for word in part.get(name, []))
+    return [*english, *map(plural, english), *others]
+
+
 def article(name: str) -> str:
     """The name with its article: "an" before a vowel letter, whatever its sound."""
     return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
