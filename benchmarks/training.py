@@ -7,10 +7,11 @@
 The predictor is the published first model, every level a quarter as wide (c_hidden 320 in place of 1280): 48 M
 parameters, 8192 codes. Tokens and embeddings are given, so neither tokenizer nor CLIP is part of it.
 
-Ours is the step of `paella train predictor`: bfloat16 autocast, channels-last, fused AdamW, averaged weights, and all
-that is logged. The authors' is as in their script: float32, their model and noise, torch's cross-entropy and AdamW, and
-what they log. `--official` names a checkout of their repository at a commit of the first model (such as 946939c), whose
-`modules.py` is run. Both take turns; the ratio is the median over the turns, beside the lowest and the highest.
+Ours is the step of `paella train predictor`: bfloat16 autocast where the processor has it, channels-last, fused
+AdamW, averaged weights, and all that is logged. The authors' is as in their script: float32, their model and noise,
+torch's cross-entropy and AdamW, and what they log. `--official` names a checkout of their repository at a commit of
+the first model (such as 946939c), whose `modules.py` is run. Both take turns; the ratio is the median over the turns,
+beside the lowest and the highest.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def main() -> None:
         "turns": len(found),
         "ours, s": ours,
         "samples/s": args.batch / ours,
-        "of peak, %": 100 * operations / ours / peak(device, torch.bfloat16),
+        "of peak, %": 100 * operations / ours / peak(device, trainer.dtype),
     }
     if network is not None:
         ratios = [turn["theirs"] / turn["ours"] for turn in found]

@@ -53,7 +53,7 @@ def test_a_wrong_entry_is_named(overrides: list[str], words: str) -> None:
     [
         ("steps=0", "steps: must be at least 1, not 0"),
         ("log_every=0", "log_every: must be at least 1, not 0"),
-        ("precision=fp8", "precision: must be bf16 or float32, not 'fp8'"),
+        ("precision=fp8", "precision: must be auto, bf16 or float32, not 'fp8'"),
         ("data.jitter=-1", r"data\.jitter: must be at least 0, not -1"),
         ("data.size=15", r"data\.size: must be a multiple of [24], the VQGAN's compression, not 15"),
         ("data.mirrored=2", r"data\.mirrored: must be within 0 \.\.\. 1, not 2"),

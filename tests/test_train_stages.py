@@ -189,9 +189,9 @@ def test_a_start_from_a_model_of_another_vqgan_or_clip_is_warned_of(
 
     assert warned() == warned(f"vqgan={decoder}") == warned(f"vqgan={half}", f"clip={half}") == []
     (message,) = warned(f"vqgan={encoder}")
-    assert f"another vqgan than {encoder}" in message
+    assert f"another VQGAN than {encoder}" in message
     (message,) = warned(f"clip={clip}")
-    assert f"another clip than {clip}" in message
+    assert f"another CLIP than {clip}" in message and "% of the variance" in message
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class TokenPredictor(nn.Module):
             condition = condition[:, :, None, None]
         c_clip = self.config.c_clip
         maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
-            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None]) for block in self._res_blocks()
+            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None]) for block in self.res_blocks()
         ]
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class TokenPredictor(nn.Module):
 
         return denoise
 
-    def _res_blocks(self) -> list[ResBlock]:
+    def res_blocks(self) -> list[ResBlock]:
         halves = [*self.down_blocks, *self.up_blocks]
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES, LAYOUTS, Scenes, captions
+from paella.data.scenes import (
+    BACKGROUND_JITTER,
+    BACKGROUNDS,
+    COUNTS,
+    LAYOUT_SHARES,
+    LAYOUTS,
+    Scene,
+    Scenes,
+    captions,
+    held_out,
+    objects,
+)
 from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures
@@ -24,6 +37,7 @@ if TYPE_CHECKING:
 
 SCENES = 512  # for VQGAN and predictor
 PAIRS = 400  # for CLIP's order
+COUNTED_ON = 3  # backgrounds, for CLIP's counts
 
 
 def evaluate_parts(
@@ -43,7 +57,7 @@ def evaluate_parts(
 
     Returns:
         "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions,
-        and `pair_order`; "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are
+        `pair_order` and `counts_found`; "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are
         right unworked.
     """
     from paella.train.clip import hard_gallery, retrieval
@@ -64,6 +78,7 @@ def evaluate_parts(
             "R@1": retrieval(clip_of(pipeline), *gallery),
             "chance": 1 / len(gallery[1]),
             "order": pair_order(clip_of(pipeline), pipeline.size, seed, names),
+            "counts": counts_found(clip_of(pipeline), pipeline.size, seed, names),
         },
         "predictor": predictor_figures(pipeline, pixels, [words for _, words in prompts], seed),
     }
@@ -93,6 +108,26 @@ def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None
     image, text = unit_embeddings(clip, pictures, [words for _, words in prompts] + swapped)
     own, other = text.chunk(2)
     return ((image * own).sum(1) > (image * other).sum(1)).float().mean().item()
+
+
+def counts_found(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float:
+    """The share of pictures of several of one object, in numbers of it that training never saw (nan where there are
+    none of these names), that are nearest to their own caption among those of all objects, numbers and a few
+    backgrounds. A predictor can hardly draw what its CLIP does not tell from other things."""
+    from paella.train.clip import nearest_captions
+
+    scenes = [
+        Scene((name,) * count, background, "count")
+        for background in list(BACKGROUNDS)[:COUNTED_ON]
+        for name in (objects() if names is None else names)
+        for count in COUNTS
+    ]
+    judged = [index for index, scene in enumerate(scenes) if held_out(scene)]
+    if not judged:
+        return math.nan
+    pictures = real_pictures([scenes[index] for index in judged], size, seed)
+    found = nearest_captions(clip, pictures, [captions(scene)[0] for scene in scenes])
+    return sum(map(operator.eq, found, judged)) / len(judged)
 
 
 def predictor_figures(
@@ -134,7 +169,8 @@ def format_parts(figures: dict[str, Any]) -> str:
     lines = [
         f"VQGAN: PSNR {vqgan['PSNR']:.2f} dB, {100 * vqgan['codes used']:.1f} % of the codes used. "
         f"CLIP: R@1 {100 * clip['R@1']:.1f} % (chance {100 * clip['chance']:.1f} %), "
-        f"order of a pair {100 * clip['order']:.1f} % (chance 50 %).",
+        f"order of a pair {100 * clip['order']:.1f} % (chance 50 %), "
+        f"several of one object {100 * clip['counts']:.1f} %.",
         "",
         "| predictor, at t | loss (nats) | accuracy, % | right unworked, % |",
         "|---|---|---|---|",

@@ -23,6 +23,7 @@ from torch.optim import AdamW, Optimizer
 
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
+from paella.engine import resolve_device, resolve_dtype
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
@@ -209,7 +210,8 @@ class Trainer:
     """What a stage trains, on its device, with an optimizer for each module and the average of the shipped one.
 
     Attributes:
-        accelerator: Accelerate's; it knows the device, the precision and the other processes.
+        dtype: of the matrix products and convolutions.
+        accelerator: Accelerate's; it knows the device and the other processes.
         plain: the stage's modules as they were before Accelerate and the compiler wrapped them.
     """
 
@@ -217,7 +219,9 @@ class Trainer:
         from accelerate import Accelerator
 
         self.stage, self.recipe = stage, recipe
-        mixed = "bf16" if recipe.precision == "bf16" else "no"
+        wanted = {"bf16": "bfloat16"}.get(recipe.precision, recipe.precision)
+        self.dtype = resolve_dtype(wanted, resolve_device("auto"))
+        mixed = "bf16" if self.dtype == torch.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=recipe.accumulate)
         torch.manual_seed(recipe.seed)
         stage.device = self.accelerator.device
@@ -308,8 +312,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
             while step < recipe.steps:
                 if step == done and not recipe.compile:  # compiled code cannot be counted
                     logged, operations = counted(partial(trainer.step, batches, step))
-                    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-                    journal.seconds_at_peak = operations / peak(stage.device, dtype)
+                    journal.seconds_at_peak = operations / peak(stage.device, trainer.dtype)
                 else:
                     logged = trainer.step(batches, step)
                 journal.add(logged)

@@ -28,6 +28,7 @@ from paella.checkpoint import (
     read_tensors,
     save_model,
 )
+from paella.clip import Clip
 from paella.data import length, open_data
 from paella.data.encoded import Embeddings, Encoded
 from paella.data.folder import Folder
@@ -43,9 +44,11 @@ from paella.train.growth import grown
 from paella.train.loop import Loss, Stage, train
 from paella.train.loss import SmoothedCrossEntropy
 from paella.train.recipe import DataConfig, Recipe
+from paella.train.translation import same_embeddings, translate
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
+TRANSLATED = 4096  # captions by which the embeddings of two CLIPs are compared
 MOVING = 0.5  # share of the pictures asked for by their embedding that `image_shift` moves
 
 
@@ -189,19 +192,14 @@ class TokenStage(Stage):
             if not isinstance(predictor, TokenPredictor):
                 raise ValueError("grow: is for U-Nets, and init_from is a Transformer")
             predictor = grown(predictor, tuple(self.recipe.model.down_levels), tuple(self.recipe.model.up_levels))
-        for part, (file, tensors) in self.learned_from().items():
-            path = model_folder(folder) / file
-            if path.is_file() and not holds(path, tensors):
-                warnings.warn(
-                    f"init_from: the predictor of {folder} was trained with another {part} than "
-                    f"{getattr(self.recipe, part)}, and has to learn this one anew",
-                    stacklevel=2,
-                )
+        path = model_folder(folder) / "vqgan.safetensors"
+        if path.is_file() and not holds(path, self.vqgan.tokenizing_weights()):
+            warnings.warn(
+                f"init_from: the predictor of {folder} was trained with another VQGAN than {self.recipe.vqgan}, and "
+                "has to learn this one anew",
+                stacklevel=2,
+            )
         return predictor
-
-    def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
-        """What a predictor's weights depend on: {key of the recipe: (file of a model folder, weights)}."""
-        return {"vqgan": ("vqgan.safetensors", self.vqgan.tokenizing_weights())}
 
     @abstractmethod
     def asked(
@@ -270,8 +268,19 @@ class PredictorStage(TokenStage):
         assert isinstance(scenes, Scenes)
         return Rehearsed(data, scenes, self.recipe.rehearse, seed)
 
-    def learned_from(self) -> dict[str, tuple[str, Mapping[str, Tensor]]]:
-        return {**super().learned_from(), "clip": ("clip/model.safetensors", self.clip.model.state_dict())}
+    def _trained_predictor(self, folder: str, dim: int) -> Predictor:
+        predictor = super()._trained_predictor(folder, dim)
+        path = model_folder(folder) / "clip"
+        if path.is_dir() and not same_embeddings(own := Clip.load(path), self.clip):
+            data = getattr(self.data, "folder", self.data)
+            captions = [data.caption(i) for i in range(min(TRANSLATED, length(data) or TRANSLATED))]
+            explained = translate(predictor, own, self.clip, captions)
+            warnings.warn(
+                f"init_from: the predictor of {folder} was trained with another CLIP than {self.recipe.clip}, and "
+                f"begins with a linear map from the one to the other, which explains {explained:.0%} of the variance",
+                stacklevel=2,
+            )
+        return predictor
 
     @torch.no_grad()
     def asked(

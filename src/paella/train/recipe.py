@@ -72,7 +72,7 @@ class Recipe:
     batch_size: int = 32  # of each process, and of each of the batches that make a step
     accumulate: int = 1  # batches whose gradients make one step
     seed: int = 0
-    precision: str = "bf16"  # or "float32"
+    precision: str = "auto"  # "bf16", "float32", or bf16 where the processor multiplies it natively
     compile: bool = False
     ema: float = 0.999
     log_every: int = 50
@@ -84,8 +84,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check(self, "", steps=1, batch_size=1, accumulate=1, log_every=1, preview_every=1)
-        if self.precision not in ("bf16", "float32"):
-            raise ValueError(f"precision: must be bf16 or float32, not {self.precision!r}")
+        if self.precision not in ("auto", "bf16", "float32"):
+            raise ValueError(f"precision: must be auto, bf16 or float32, not {self.precision!r}")
 
     def record(self) -> dict[str, Any]:
         """What a finished model says of its making: all but the folder that the run was written to."""

@@ -1,0 +1,76 @@
+"""Laws of a predictor's start with another CLIP than its own."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from fakes import randomised
+
+from paella.baselines.transformer import TransformerConfig, TransformerPredictor
+from paella.clip import Clip, Whitening
+from paella.data.scenes import Scenes
+from paella.pipeline import Paella
+from paella.train.translation import same_embeddings, translate
+from paella.unet import TokenPredictor, UNetConfig
+
+NETWORKS = {
+    "unet": lambda d: TokenPredictor(UNetConfig(20, 16, d, 8, down_levels=(1, 1), up_levels=(1, 1))),
+    "transformer": lambda d: TransformerPredictor(
+        TransformerConfig(num_labels=20, width=16, heads=2, layers=2, c_clip=d, c_r=8, grid=4)
+    ),
+}
+CAPTIONS = [Scenes(seed=3).caption(index) for index in range(200)]
+
+
+def whitened(clip: Clip, whitening: Whitening) -> Clip:
+    return Clip(clip.model, clip.tokenizer, whitening=whitening)
+
+
+@pytest.fixture(scope="module")
+def own(tiny: Paella) -> Clip:
+    embeddings = tiny.clip.unwhitened().embed_text(CAPTIONS)
+    return whitened(tiny.clip, Whitening.fit(embeddings / embeddings.norm(dim=1, keepdim=True)))
+
+
+@pytest.fixture(scope="module")
+def turned(own: Clip) -> Clip:
+    """The same embeddings, turned about the origin and twice as long."""
+    assert own.whitening is not None
+    square = torch.randn(own.dim, own.dim, generator=torch.Generator().manual_seed(0))
+    return whitened(own, Whitening(own.whitening.mean, own.whitening.matrix @ (2 * torch.linalg.qr(square).Q)))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_differs_by_a_linear_map_is_read_alike(own: Clip, turned: Clip, network: str) -> None:
+    predictor = randomised(lambda: NETWORKS[network](own.dim))
+    translated = deepcopy(predictor)
+    assert translate(translated, own, turned, CAPTIONS) == pytest.approx(1, abs=1e-3)
+    tokens, t = torch.randint(20, (8, 4, 4)), torch.full((8,), 0.5)
+    unseen = [Scenes(seed=4).caption(index) for index in range(8)]
+    known = predictor(tokens, own.embed_text(unseen), t)
+    torch.testing.assert_close(translated(tokens, turned.embed_text(unseen), t), known, rtol=1e-2, atol=1e-2)
+    assert not torch.allclose(predictor(tokens, turned.embed_text(unseen), t), known, rtol=0.1, atol=0.1)
+    nothing = torch.zeros(8, own.dim)
+    assert torch.equal(translated(tokens, nothing, t), predictor(tokens, nothing, t))
+
+
+def test_few_captions_change_little_and_an_unchanged_clip_changes_nothing(own: Clip, turned: Clip) -> None:
+    """A caption says nothing about directions that it has no part in: what was read of these stays."""
+    predictor = randomised(lambda: NETWORKS["unet"](own.dim))
+    weights = [block.cond_mapper.weight.clone() for block in predictor.res_blocks()]
+    translate(predictor, own, own, CAPTIONS)
+    for block, before in zip(predictor.res_blocks(), weights, strict=True):
+        torch.testing.assert_close(block.cond_mapper.weight, before, rtol=1e-4, atol=1e-4)
+    translate(predictor, own, turned, CAPTIONS[:1])
+    direction = turned.embed_text(CAPTIONS[:1])[0]
+    for block, before in zip(predictor.res_blocks(), weights, strict=True):
+        change = (block.cond_mapper.weight - before)[:, : own.dim]
+        along = torch.outer(change @ direction, direction) / direction.square().sum()
+        assert change.abs().max() > 1e-3
+        torch.testing.assert_close(change, along, rtol=1e-3, atol=1e-3)
+
+
+def test_the_same_embeddings_are_told_from_others(own: Clip, turned: Clip) -> None:
+    assert same_embeddings(own, own)
+    assert not same_embeddings(own, turned)
+    assert not same_embeddings(own, own.unwhitened())
