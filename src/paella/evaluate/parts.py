@@ -57,8 +57,8 @@ def evaluate_parts(
 
     Returns:
         "vqgan": PSNR in dB and the share of codes used; "clip": R@1 and what chance gives, over 1,000 hard captions,
-        `pair_order` and `counts_found`; "predictor": for each range of t its loss (nats), accuracy, and the share of tokens that are
-        right unworked.
+        `pair_order` and `counts_found`; "predictor": for each range of t its loss (nats), accuracy, and the share of
+        tokens that are right unworked.
     """
     from paella.train.clip import hard_gallery, retrieval
     from paella.train.vqgan import reconstruction_figures
