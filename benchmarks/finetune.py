@@ -17,7 +17,9 @@ import numpy as np
 
 from paella import Paella
 from paella.cli.info import machine
-from paella.data.scenes import Scenes, all_objects, draw_scene
+from paella.data.scene import draw_scene
+from paella.data.scenes import Scenes
+from paella.data.vocabulary import all_objects
 from paella.data.wordings import told
 from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, score_scenes
 from paella.train.loop import CHECKPOINT

@@ -9,7 +9,8 @@ from PIL import Image
 
 from paella import Paella
 from paella.cli.files import write_picture
-from paella.data.scenes import Scene, render
+from paella.data.render import render
+from paella.data.scene import Scene
 from paella.evaluate.matching import Matcher
 from paella.evaluate.quality import HeldOutScenes
 from paella.evaluate.scenes import held_out_prompts, object_ranks

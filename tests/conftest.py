@@ -50,7 +50,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from paella.clip import Whitening
-    from paella.data.scenes import Scenes, objects
+    from paella.data.scenes import Scenes
+    from paella.data.vocabulary import objects
     from paella.pipeline import Paella
     from paella.sampler import SamplerSettings
     from paella.train.clip import ClipConfig, build_clip, train_tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from paella.data.scenes import objects
+from paella.data.vocabulary import objects
 from paella.evaluate.scenes import held_out_prompts, score_scenes
 from paella.evaluate.words import evaluate_words
 from paella.images import to_tensor

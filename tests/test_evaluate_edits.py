@@ -10,7 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from paella.data.scenes import LAYOUTS, captions, objects, render
+from paella.data.render import render
+from paella.data.scene import LAYOUTS
+from paella.data.vocabulary import objects
+from paella.data.wordings import captions
 from paella.evaluate.edits import Cases, evaluate_edits, format_edits, inpainting, seam
 from paella.pipeline import Paella
 from paella.unet import TokenPredictor

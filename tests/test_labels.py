@@ -13,7 +13,8 @@ from torch.optim import AdamW
 
 from paella.checkpoint import CheckpointError
 from paella.data import collate
-from paella.data.scenes import BACKGROUNDS, LabelMaps, Scenes
+from paella.data.scene import BACKGROUNDS
+from paella.data.scenes import LabelMaps, Scenes
 from paella.labels import NULL, Labels, LabelsConfig
 from paella.train.recipe import load_recipe
 from paella.unet import TokenPredictor, UNetConfig

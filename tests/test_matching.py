@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, Scene, held_out, objects, render
+from paella.data.render import OBJECT_SIZES, render
+from paella.data.scene import BACKGROUNDS, Scene, held_out
+from paella.data.vocabulary import objects
 from paella.evaluate.matching import Matcher, background_colour, rooms
 from paella.evaluate.scenes import (
     KINDS,

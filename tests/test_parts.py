@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUNDS, COUNTS, Scene, held_out, objects
-from paella.data.scenes import captions as captions_of
+from paella.data.scene import BACKGROUNDS, COUNTS, Scene, held_out
+from paella.data.vocabulary import objects
+from paella.data.wordings import captions as captions_of
 from paella.evaluate.metrics import by_noise_level
 from paella.evaluate.parts import COUNTED_ON, PAIRS, counts_found, pair_order
 from paella.evaluate.scenes import held_out_prompts

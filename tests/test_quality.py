@@ -17,7 +17,8 @@ from conftest import Run, files
 from PIL import Image
 from torch import Tensor, nn
 
-from paella.data.scenes import any_held_out, held_out, objects
+from paella.data.scene import any_held_out, held_out
+from paella.data.vocabulary import objects
 from paella.evaluate import quality
 from paella.evaluate.features import open_extractor
 from paella.evaluate.metrics import bootstrap, estimate

@@ -8,10 +8,25 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from paella.data import scenes
-from paella.data.scenes import BACKGROUND_JITTER, BACKGROUNDS, LAYOUTS, OBJECT_SIZES, OFF_CENTRE, Layout, Scene, Scenes
+from paella.data import render as rendering
+from paella.data.render import BACKGROUND_JITTER, OBJECT_SIZES, OFF_CENTRE
+from paella.data.scene import (
+    BACKGROUNDS,
+    COUNTS,
+    LAYOUT_SHARES,
+    LAYOUTS,
+    Layout,
+    Scene,
+    colours,
+    draw_scene,
+    held_out,
+    lookalikes,
+)
+from paella.data.scenes import Scenes, hard_scenes
+from paella.data.vocabulary import all_objects, article, objects
+from paella.data.wordings import caption, captions
 
-NAMES = list(scenes.objects())
+NAMES = list(objects())
 
 
 def generator(*seed: int) -> np.random.Generator:
@@ -24,7 +39,7 @@ def object_masks(scene: Scene, size: int, seed: int, snap: int = 1) -> list[np.n
     Drawn before two backgrounds, for an object may have the colour of one, and with the other object of a pair
     invisible.
     """
-    real, masks = scenes.scaled_sprite, []
+    real, masks = rendering.scaled_sprite, []
     for seen in scene.objects:
 
         def only_seen(name: str, longer_side: int, seen: str = seen) -> Image.Image:
@@ -33,10 +48,10 @@ def object_masks(scene: Scene, size: int, seed: int, snap: int = 1) -> list[np.n
 
         mask = np.zeros((size, size), bool)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(scenes, "scaled_sprite", only_seen)
+            patch.setattr(rendering, "scaled_sprite", only_seen)
             for background in ("white", "black"):
                 plain = replace(scene, background=background)
-                picture = scenes.render(plain, size, generator(seed), snap=snap, jitter=0)
+                picture = rendering.render(plain, size, generator(seed), snap=snap, jitter=0)
                 mask |= (np.abs(np.asarray(picture, int) - BACKGROUNDS[background]) > 3).any(axis=2)
         masks.append(mask)
     return masks
@@ -50,7 +65,7 @@ def box(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 def some_scenes(layout: Layout, count: int, seed: int = 0) -> list[Scene]:
     rng = generator(seed)
-    return [scenes.draw_scene(rng, NAMES, layouts=[layout]) for _ in range(count)]
+    return [draw_scene(rng, NAMES, layouts=[layout]) for _ in range(count)]
 
 
 # --- the vocabulary ---
@@ -58,18 +73,18 @@ def some_scenes(layout: Layout, count: int, seed: int = 0) -> list[Scene]:
 
 def test_vocabularies_have_their_sizes_and_one_holds_the_other() -> None:
     assert len(NAMES) >= 120
-    assert len(scenes.all_objects()) > 1000
-    assert scenes.objects().items() <= scenes.all_objects().items()
+    assert len(all_objects()) > 1000
+    assert objects().items() <= all_objects().items()
 
 
 def test_the_full_vocabulary_is_sorted_and_plain() -> None:
-    names = list(scenes.all_objects())
+    names = list(all_objects())
     assert names == sorted(names, key=lambda name: (name.casefold(), name))
     assert all(name.isascii() and name == " ".join(name.split()) for name in names)
 
 
 def test_every_name_is_one_emoji() -> None:
-    for name, character in scenes.all_objects().items():
+    for name, character in all_objects().items():
         assert not character.startswith(":"), name  # what an unknown name comes back as
         # no joined sequences: they fall apart into several pictures where Pillow lacks its optional text shaping
         assert len(character.removesuffix("\N{VARIATION SELECTOR-16}")) == 1, name
@@ -78,11 +93,11 @@ def test_every_name_is_one_emoji() -> None:
 @pytest.mark.parametrize("engine", [ImageFont.Layout.BASIC, ImageFont.Layout.RAQM])
 def test_every_name_has_a_picture_of_its_own(engine: ImageFont.Layout) -> None:
     path = resources.files("paella.data").joinpath("NotoColorEmoji.ttf")
-    font = ImageFont.truetype(str(path), scenes.FONT_SIZE, layout_engine=engine)
+    font = ImageFont.truetype(str(path), rendering.FONT_SIZE, layout_engine=engine)
     widest = font.getlength("\N{RED APPLE}")
     seen: dict[bytes, str] = {}
-    for name, character in scenes.all_objects().items():
-        canvas = Image.new("RGBA", (3 * scenes.FONT_SIZE, 2 * scenes.FONT_SIZE))
+    for name, character in all_objects().items():
+        canvas = Image.new("RGBA", (3 * rendering.FONT_SIZE, 2 * rendering.FONT_SIZE))
         ImageDraw.Draw(canvas).text((27, 27), character, font=font, embedded_color=True)
         visible = canvas.getbbox()
         assert visible is not None, name  # this font draws nothing where it lacks an emoji
@@ -93,13 +108,13 @@ def test_every_name_has_a_picture_of_its_own(engine: ImageFont.Layout) -> None:
 
 def test_sprites_are_cropped_to_what_is_seen() -> None:
     for name in NAMES:
-        picture = scenes.sprite(name)
+        picture = rendering.sprite(name)
         assert picture.getbbox() == (0, 0, *picture.size)
 
 
 def test_unknown_names_are_an_error() -> None:
     with pytest.raises(KeyError):
-        scenes.sprite("a thing without a picture")
+        rendering.sprite("a thing without a picture")
 
 
 # --- the data set ---
@@ -128,13 +143,13 @@ def test_samples_are_rgb_of_the_asked_size() -> None:
 def test_only_the_given_names_are_drawn() -> None:
     rng = generator(1)
     names = ["fox", "pear", "bus"]
-    assert {name for _ in range(200) for name in scenes.draw_scene(rng, names).objects} == set(names)
+    assert {name for _ in range(200) for name in draw_scene(rng, names).objects} == set(names)
 
 
 def test_layouts_have_their_shares_and_pairs_two_different_objects() -> None:
     rng = generator(2)
-    drawn = [scenes.draw_scene(rng, NAMES, accept=lambda scene: True) for _ in range(4000)]
-    for layout, share in zip(LAYOUTS, scenes.LAYOUT_SHARES, strict=True):
+    drawn = [draw_scene(rng, NAMES, accept=lambda scene: True) for _ in range(4000)]
+    for layout, share in zip(LAYOUTS, LAYOUT_SHARES, strict=True):
         assert np.mean([scene.layout == layout for scene in drawn]) == pytest.approx(share, abs=0.04)
     for scene in drawn:
         pair = scene.layout in ("horizontal", "vertical")
@@ -146,35 +161,33 @@ def test_layouts_have_their_shares_and_pairs_two_different_objects() -> None:
 
 def test_about_a_tenth_of_ordered_pairs_is_held_out_whatever_the_layout() -> None:
     pairs = list(itertools.permutations(NAMES, 2))
-    held = [scenes.held_out(Scene(pair, "white", "horizontal")) for pair in pairs]
+    held = [held_out(Scene(pair, "white", "horizontal")) for pair in pairs]
     assert np.mean(held) == pytest.approx(0.1, abs=0.01)
     for pair, is_held in list(zip(pairs, held, strict=True))[::97]:
         for layout, background in itertools.product(("horizontal", "vertical"), ("red", "teal")):
-            assert scenes.held_out(Scene(pair, background, layout)) == is_held
+            assert held_out(Scene(pair, background, layout)) == is_held
 
 
 def test_single_objects_are_never_held_out() -> None:
-    assert not any(scenes.held_out(Scene((name,), "white", layout)) for name in NAMES for layout in ("single", "small"))
+    assert not any(held_out(Scene((name,), "white", layout)) for name in NAMES for layout in ("single", "small"))
 
 
 def test_held_out_pairs_are_drawn_only_when_asked_for() -> None:
     rng = generator(3)
     names = NAMES[:12]
-    assert not any(scenes.held_out(scenes.draw_scene(rng, names)) for _ in range(1500))
-    pairs = [
-        scenes.draw_scene(rng, names, layouts=["horizontal", "vertical"], accept=scenes.held_out) for _ in range(20)
-    ]
-    assert all(map(scenes.held_out, pairs))
+    assert not any(held_out(draw_scene(rng, names)) for _ in range(1500))
+    pairs = [draw_scene(rng, names, layouts=["horizontal", "vertical"], accept=held_out) for _ in range(20)]
+    assert all(map(held_out, pairs))
 
 
 def test_lookalikes_are_not_held_out_and_else_differ_in_one_respect() -> None:
     rng = generator(4)
     replaced = 0
     for _ in range(800):
-        scene = scenes.draw_scene(rng, NAMES)
-        variants = scenes.lookalikes(scene, rng, NAMES)
+        scene = draw_scene(rng, NAMES)
+        variants = lookalikes(scene, rng, NAMES)
         assert len(variants) == 3
-        assert not any(scenes.held_out(variant) for variant in variants)
+        assert not any(held_out(variant) for variant in variants)
         for variant in variants:
             same = [getattr(variant, field) == getattr(scene, field) for field in ("objects", "background", "layout")]
             replaced += same.count(False) != 1
@@ -185,8 +198,8 @@ def test_a_lookalike_of_a_pair_keeps_one_object_in_its_place() -> None:
     rng = generator(5)
     kept = []
     for _ in range(200):
-        scene = scenes.draw_scene(rng, NAMES, layouts=("horizontal", "vertical"))
-        other = scenes.lookalikes(scene, rng, NAMES)[1]
+        scene = draw_scene(rng, NAMES, layouts=("horizontal", "vertical"))
+        other = lookalikes(scene, rng, NAMES)[1]
         if other.layout == scene.layout and other.background == scene.background:  # else it would have been held out
             kept.append([a == b for a, b in zip(scene.objects, other.objects, strict=True)])
     assert len(kept) > 150
@@ -195,7 +208,7 @@ def test_a_lookalike_of_a_pair_keeps_one_object_in_its_place() -> None:
 
 
 def test_hard_scenes_end_where_there_are_no_more_captions() -> None:
-    some = list(scenes.hard_scenes(1000, 16, 0, NAMES[:3]))
+    some = list(hard_scenes(1000, 16, 0, NAMES[:3]))
     words = [caption for _, caption in some]
     assert 3 * 12 * 2 <= len(words) < 1000
     assert len(set(words)) == len(words)
@@ -203,11 +216,11 @@ def test_hard_scenes_end_where_there_are_no_more_captions() -> None:
 
 def test_groups_of_four_are_a_scene_and_its_lookalikes(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Scene] = []
-    monkeypatch.setattr(scenes, "render", lambda scene, *_, **__: drawn.append(scene))
+    monkeypatch.setattr("paella.data.scenes.render", lambda scene, *_, **__: drawn.append(scene))
     data = Scenes(32, 5, lookalike_groups=True)
     for index in range(400):
         data[index]
-    assert not any(scenes.held_out(scene) for scene in drawn)
+    assert not any(held_out(scene) for scene in drawn)
     groups = [drawn[i : i + 4] for i in range(0, len(drawn), 4)]
     assert all((group[3].background, group[3].layout) != (group[0].background, group[0].layout) for group in groups)
     assert all(group[3].objects == group[0].objects for group in groups)
@@ -235,7 +248,7 @@ def test_the_background_stays_near_its_colour() -> None:
     lowest, highest = np.full(3, 255), np.full(3, -255)
     for seed, (background, colour) in enumerate(BACKGROUNDS.items()):
         for again in range(20):
-            picture = scenes.render(Scene(("fox",), background, "small"), 32, generator(seed, again))
+            picture = rendering.render(Scene(("fox",), background, "small"), 32, generator(seed, again))
             colours = picture.getcolors(32 * 32)
             assert colours is not None
             plain = np.array(max(colours)[1])  # the most frequent colour
@@ -290,13 +303,13 @@ def test_small_objects_go_anywhere() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_snapped_sizes_and_places_are_multiples(monkeypatch: pytest.MonkeyPatch, layout: Layout, snap: int) -> None:
     size, sides, places = 64, [], []
-    scaled, paste = scenes.scaled_sprite, Image.Image.paste
-    monkeypatch.setattr(scenes, "scaled_sprite", lambda name, side: sides.append(side) or scaled(name, side))
+    scaled, paste = rendering.scaled_sprite, Image.Image.paste
+    monkeypatch.setattr(rendering, "scaled_sprite", lambda name, side: sides.append(side) or scaled(name, side))
     monkeypatch.setattr(
         Image.Image, "paste", lambda self, thing, at, mask: places.extend(at) or paste(self, thing, at, mask)
     )
     for seed, scene in enumerate(some_scenes(layout, 60)):
-        scenes.render(scene, size, generator(seed), snap=snap)
+        rendering.render(scene, size, generator(seed), snap=snap)
     low, high = (share * size for share in OBJECT_SIZES[layout])
     assert all(low <= side <= high for side in sides)
     if any(low <= multiple <= high for multiple in range(0, size, snap)):
@@ -309,21 +322,21 @@ def test_snapped_sizes_and_places_are_multiples(monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("words", ["an apple", "a pear", "an orange", "an unicorn", "a T-Rex"])
 def test_an_stands_before_a_vowel_letter(words: str) -> None:
-    assert scenes.article(words.split(" ", 1)[1]) == words
+    assert article(words.split(" ", 1)[1]) == words
 
 
 def test_wordings() -> None:
-    assert scenes.captions(Scene(("apple",), "orange", "single")) == [
+    assert captions(Scene(("apple",), "orange", "single")) == [
         "an apple on an orange background",
         "an apple",
         "apple",
     ]
-    assert scenes.captions(Scene(("apple",), "light blue", "small")) == ["a small apple on a light blue background"]
-    assert scenes.captions(Scene(("fox", "owl"), "teal", "horizontal")) == [
+    assert captions(Scene(("apple",), "light blue", "small")) == ["a small apple on a light blue background"]
+    assert captions(Scene(("fox", "owl"), "teal", "horizontal")) == [
         "a fox to the left of an owl on a teal background",
         "an owl to the right of a fox on a teal background",
     ]
-    assert scenes.captions(Scene(("fox", "owl"), "teal", "vertical")) == [
+    assert captions(Scene(("fox", "owl"), "teal", "vertical")) == [
         "a fox above an owl on a teal background",
         "an owl below a fox on a teal background",
     ]
@@ -337,30 +350,30 @@ def test_the_first_named_object_is_where_the_caption_says(layout: Layout) -> Non
         middle = {
             name: box(mask)[axis] for name, mask in zip(scene.objects, object_masks(scene, 64, seed), strict=True)
         }
-        for words in scenes.captions(scene):
+        for words in captions(scene):
             before = " to the left of " in words or " above " in words
-            (first, second) = sorted(scene.objects, key=lambda name: words.index(scenes.article(name)))
+            (first, second) = sorted(scene.objects, key=lambda name: words.index(article(name)))
             assert (middle[first] < middle[second]) == before
 
 
 def test_no_wording_describes_two_scenes() -> None:
     """Names such as "small airplane" or a colour would make captions ambiguous."""
-    names = list(scenes.all_objects())
+    names = list(all_objects())
     singles = [Scene((name,), "white", layout) for name in names for layout in ("single", "small")]
     rng = generator(6)
-    pairs = {scenes.draw_scene(rng, names, layouts=["horizontal", "vertical"]) for _ in range(500)}
-    wordings = [words for scene in [*singles, *pairs] for words in scenes.captions(scene)]
+    pairs = {draw_scene(rng, names, layouts=["horizontal", "vertical"]) for _ in range(500)}
+    wordings = [words for scene in [*singles, *pairs] for words in captions(scene)]
     assert len(set(wordings)) == len(wordings)
 
 
 def test_full_captions_name_the_background_and_others_nearly_always() -> None:
     rng = generator(7)
     for scene in some_scenes("single", 50):
-        assert scene.background in scenes.caption(scene, rng, full=True)
+        assert scene.background in caption(scene, rng, full=True)
     scene = Scene(("fox",), "teal", "single")
-    named = np.mean(["teal" in scenes.caption(scene, rng) for _ in range(500)])
+    named = np.mean(["teal" in caption(scene, rng) for _ in range(500)])
     assert named == pytest.approx(0.8, abs=0.07)
-    assert {scenes.caption(scene, rng) for _ in range(100)} == set(scenes.captions(scene))
+    assert {caption(scene, rng) for _ in range(100)} == set(captions(scene))
     assert all("background" in Scenes(8, wording="full")[i][1] for i in range(60))
 
 
@@ -374,15 +387,13 @@ def test_pairs_are_worded_from_either_object_as_often_as_asked() -> None:
 
 def test_every_layout_has_its_share_whatever_is_accepted() -> None:
     rng, names = np.random.default_rng(0), NAMES
-    drawn = [
-        scenes.draw_scene(rng, names, accept=lambda it: len(it.objects) == 1 or scenes.held_out(it)) for _ in range(400)
-    ]
+    drawn = [draw_scene(rng, names, accept=lambda it: len(it.objects) == 1 or held_out(it)) for _ in range(400)]
     found = [sum(scene.layout == layout for scene in drawn) / len(drawn) for layout in LAYOUTS]
-    assert found == pytest.approx(scenes.LAYOUT_SHARES, abs=0.07)
+    assert found == pytest.approx(LAYOUT_SHARES, abs=0.07)
     with pytest.raises(ValueError, match=r"^objects: of these 2 no horizontal scene is allowed"):
-        scenes.draw_scene(rng, names[:2], layouts=["horizontal"], accept=lambda scene: False)
+        draw_scene(rng, names[:2], layouts=["horizontal"], accept=lambda scene: False)
     with pytest.raises(ValueError, match=r"^objects: a pair needs two"):
-        scenes.draw_scene(rng, ["fox"], layouts=["vertical"])
+        draw_scene(rng, ["fox"], layouts=["vertical"])
 
 
 # --- counts, and backgrounds of two colours ---
@@ -390,18 +401,18 @@ def test_every_layout_has_its_share_whatever_is_accepted() -> None:
 
 def test_counts_are_of_one_object_and_a_tenth_is_held_out_by_object_and_number() -> None:
     drawn = some_scenes("count", 300)
-    assert {len(scene.objects) for scene in drawn} == set(scenes.COUNTS)
+    assert {len(scene.objects) for scene in drawn} == set(COUNTS)
     assert all(len(set(scene.objects)) == 1 for scene in drawn)
-    assert not any(scenes.held_out(scene) for scene in drawn)
-    every = [Scene((name,) * count, "white", "count") for name in scenes.all_objects() for count in scenes.COUNTS]
-    assert np.mean([scenes.held_out(scene) for scene in every]) == pytest.approx(0.1, abs=0.02)
+    assert not any(held_out(scene) for scene in drawn)
+    every = [Scene((name,) * count, "white", "count") for name in all_objects() for count in COUNTS]
+    assert np.mean([held_out(scene) for scene in every]) == pytest.approx(0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("snap", [1, 4, 8])
 def test_repeated_objects_do_not_overlap_and_stay_in_the_picture(snap: int) -> None:
     for seed, scene in enumerate(some_scenes("count", 60)):
         covered = np.zeros((64, 64), int)
-        layers = scenes._arranged(scene, 64, generator(seed), snap)
+        layers = rendering._arranged(scene, 64, generator(seed), snap)
         assert len(layers) == len(scene.objects)
         for thing, (left, top) in layers:
             assert 0 <= left <= 64 - thing.width and 0 <= top <= 64 - thing.height
@@ -411,20 +422,20 @@ def test_repeated_objects_do_not_overlap_and_stay_in_the_picture(snap: int) -> N
 
 def test_a_background_of_two_colours_has_halves_or_fades() -> None:
     def backdrop(background: str) -> np.ndarray:
-        return np.asarray(scenes._backdrop(background, 16, np.zeros(3, int)), int)
+        return np.asarray(rendering._backdrop(background, 16, np.zeros(3, int)), int)
 
     red, blue = (np.array(BACKGROUNDS[name]) for name in ("red", "blue"))
     halves, fading = backdrop("red and blue"), backdrop("red to blue gradient")
     assert (halves[:, :8] == red).all() and (halves[:, 8:] == blue).all()
     assert (fading[0] == red).all() and (fading[-1] == blue).all()
     assert (np.diff(fading[:, 0, 2]) > 0).all() and (fading == fading[:, :1]).all()
-    assert scenes.colours("light blue to red gradient") == ("light blue", "red")
+    assert colours("light blue to red gradient") == ("light blue", "red")
 
 
 def test_patterned_backgrounds_have_their_share_of_two_different_colours() -> None:
     rng = generator(7)
-    drawn = [scenes.draw_scene(rng, NAMES, patterned=0.4) for _ in range(1000)]
-    pairs = [found for scene in drawn if len(found := scenes.colours(scene.background)) == 2]
+    drawn = [draw_scene(rng, NAMES, patterned=0.4) for _ in range(1000)]
+    pairs = [found for scene in drawn if len(found := colours(scene.background)) == 2]
     assert len(pairs) / 1000 == pytest.approx(0.4, abs=0.05)
     assert all(first != second and {first, second} <= set(BACKGROUNDS) for first, second in pairs)
 
@@ -432,9 +443,9 @@ def test_patterned_backgrounds_have_their_share_of_two_different_colours() -> No
 def test_lookalikes_of_a_count_have_another_object_number_or_background() -> None:
     rng = generator(8)
     for _ in range(100):
-        scene = scenes.draw_scene(rng, NAMES, layouts=["count"], patterned=0.5)
-        names, numbers, backgrounds = scenes.lookalikes(scene, rng, NAMES)
+        scene = draw_scene(rng, NAMES, layouts=["count"], patterned=0.5)
+        names, numbers, backgrounds = lookalikes(scene, rng, NAMES)
         for variant in (names, numbers, backgrounds):
-            assert not scenes.held_out(variant)
+            assert not held_out(variant)
         if numbers.layout == "count" and set(numbers.objects) == set(scene.objects):  # else it would have been held out
             assert len(numbers.objects) != len(scene.objects)

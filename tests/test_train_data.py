@@ -11,7 +11,8 @@ import torch
 from paella.data import Stream, open_data, open_loader
 from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
-from paella.data.scenes import Scene, Scenes, held_out
+from paella.data.scene import Scene, held_out
+from paella.data.scenes import Scenes
 from paella.train import clip as clip_training
 from paella.train.recipe import DataConfig
 

@@ -18,7 +18,7 @@ from paella.blocks import ResBlock
 from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
 from paella.clip import Clip
 from paella.data import collate
-from paella.data.scenes import objects
+from paella.data.vocabulary import objects
 from paella.images import blanked, moved
 from paella.pipeline import Paella
 from paella.train.growth import grown

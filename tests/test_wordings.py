@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from paella.data import wordings
-from paella.data.scenes import BACKGROUNDS, BARE, LAYOUTS, Layout, Scene, Scenes, all_objects, draw_scene
-from paella.data.vocabulary import article, plural, synonyms
+from paella.data.scene import BACKGROUNDS, LAYOUTS, Layout, Scene, draw_scene
+from paella.data.scenes import BARE, Scenes
+from paella.data.vocabulary import all_objects, article, plural, synonyms
 
 NAMES = list(all_objects())
 LANGUAGES = ["en", *wordings.FOREIGNERS]

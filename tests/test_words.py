@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from paella.data.scenes import COUNTS, Scene, all_objects, held_out, render
-from paella.data.vocabulary import synonyms, words
+from paella.data.render import render
+from paella.data.scene import COUNTS, Scene, held_out
+from paella.data.vocabulary import all_objects, synonyms, words
 from paella.evaluate.counts import count_prompts, evaluate_counts
 from paella.evaluate.matching import Matcher
 from paella.evaluate.words import GROUPS, evaluate_words, word_prompts

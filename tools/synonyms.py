@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from paella.data.scenes import all_objects
+from paella.data.vocabulary import all_objects
 
 LANGUAGES = ("en", "de", "es", "fr", "ko")
 BEARERS = 3  # objects that may share a word

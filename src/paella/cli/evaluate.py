@@ -337,7 +337,7 @@ def _rate(
         stem: of the two files.
         asked: of `evaluate`.
     """
-    from paella.data.scenes import objects
+    from paella.data.vocabulary import objects
     from paella.evaluate.scenes import format_rates
 
     names = pipeline.objects or list(objects())

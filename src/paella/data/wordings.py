@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paella.data.scene import BACKGROUNDS, Scene
 from paella.data.vocabulary import article, plural, synonyms
-
-if TYPE_CHECKING:
-    from paella.data.scenes import Scene
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 # of varied captions
@@ -25,7 +22,7 @@ class Language:
     """How scenes are told in a language. In a template, {a} and {b} are the objects and {on} is the background."""
 
     on: str  # {} is the colour
-    colours: tuple[str, ...]  # in the order of `scenes.BACKGROUNDS`
+    colours: tuple[str, ...]  # in the order of `scene.BACKGROUNDS`
     single: tuple[str, ...]
     horizontal: tuple[str, ...]
     vertical: tuple[str, ...]
@@ -157,8 +154,6 @@ def varied(scene: Scene, rng: np.random.Generator, *, bare: bool = False) -> str
     Args:
         bare: without the background.
     """
-    from paella.data.scenes import BACKGROUNDS
-
     # what grammar makes hard is told in English alone
     easy = scene.layout not in ("small", "count") and (bare or scene.background in BACKGROUNDS)
     code = list(FOREIGNERS)[rng.integers(len(FOREIGNERS))]
@@ -185,10 +180,8 @@ def told(language: str, word: str, background: str) -> str:
 
     Args:
         language: "en", or one of `FOREIGNERS`.
-        background: one of `scenes.BACKGROUNDS`.
+        background: one of `scene.BACKGROUNDS`.
     """
-    from paella.data.scenes import BACKGROUNDS
-
     if language == "en":
         return f"{article(word)} on {article(background)} background"
     spoken = FOREIGNERS[language]

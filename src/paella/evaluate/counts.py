@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from paella.data.scenes import COUNTS, Scene, draw_scene, held_out, objects
+from paella.data.scene import COUNTS, Scene, draw_scene, held_out
+from paella.data.vocabulary import objects
 from paella.data.wordings import NUMBERS, plain
 from paella.evaluate.matching import Matcher
 from paella.evaluate.scenes import Pipeline, Rate, beside_real, share

@@ -17,17 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from paella.baselines.maskgit import MaskGIT
-from paella.data.scenes import (
-    BACKGROUND_JITTER,
-    LAYOUTS,
-    OBJECT_SIZES,
-    Layout,
-    Scene,
-    captions,
-    draw_scene,
-    objects,
-    unseen,
-)
+from paella.data.render import BACKGROUND_JITTER, OBJECT_SIZES
+from paella.data.scene import LAYOUTS, Layout, Scene, draw_scene, unseen
+from paella.data.vocabulary import objects
+from paella.data.wordings import captions
 from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.matching import Matcher, ranks, rooms
 from paella.evaluate.parts import clip_of

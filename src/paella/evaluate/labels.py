@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from paella.data.scenes import BACKGROUNDS, LabelMaps, Layout, Scene, Scenes, draw_scene, unseen
+from paella.data.scene import BACKGROUNDS, Layout, Scene, draw_scene, unseen
+from paella.data.scenes import LabelMaps, Scenes
 from paella.evaluate.matching import Matcher, background_colour
 from paella.evaluate.scenes import Rate, object_ranks, share
 from paella.images import to_tensor

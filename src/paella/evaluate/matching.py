@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import BACKGROUNDS, OBJECT_SIZES, Layout, scaled_sprite
+from paella.data.render import OBJECT_SIZES, scaled_sprite
+from paella.data.scene import BACKGROUNDS, Layout
 from paella.images import Box
 
 GRID = 32  # cells to a side that pictures of any size are matched at

@@ -12,18 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.data.scenes import (
-    BACKGROUND_JITTER,
-    BACKGROUNDS,
-    COUNTS,
-    LAYOUT_SHARES,
-    LAYOUTS,
-    Scene,
-    Scenes,
-    captions,
-    held_out,
-    objects,
-)
+from paella.data.render import BACKGROUND_JITTER
+from paella.data.scene import BACKGROUNDS, COUNTS, LAYOUT_SHARES, LAYOUTS, Scene, held_out
+from paella.data.scenes import Scenes
+from paella.data.vocabulary import objects
+from paella.data.wordings import captions
 from paella.evaluate.clip_score import unit_embeddings
 from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.evaluate.scenes import KINDS, held_out_prompts, real_pictures

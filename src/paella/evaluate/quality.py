@@ -25,7 +25,10 @@ from torch.utils.data import Subset
 from paella.checkpoint import CheckpointError, about_argument, read_tensors, write_tensors
 from paella.data import PictureData
 from paella.data.folder import Folder
-from paella.data.scenes import BACKGROUND_JITTER, LAYOUTS, any_held_out, caption, draw_scene, objects, render, unseen
+from paella.data.render import BACKGROUND_JITTER, render
+from paella.data.scene import LAYOUTS, any_held_out, draw_scene, unseen
+from paella.data.vocabulary import objects
+from paella.data.wordings import caption
 from paella.evaluate.features import Extractor
 from paella.evaluate.metrics import (
     Estimate,
@@ -67,7 +70,7 @@ class HeldOutScenes:
     Args:
         size: side of the pictures, in pixels.
         names: objects to draw from; by default those of the built-in model.
-        snap, jitter: see `paella.data.scenes.render`: what the model was trained with.
+        snap, jitter: see `paella.data.render.render`: what the model was trained with.
     """
 
     def __init__(

@@ -16,20 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from paella.data.scenes import (
-    BACKGROUND_JITTER,
-    LAYOUT_SHARES,
-    LAYOUTS,
-    OBJECT_SIZES,
-    Layout,
-    Scene,
-    any_held_out,
-    caption,
-    draw_scene,
-    held_out,
-    objects,
-    render,
-)
+from paella.data.render import BACKGROUND_JITTER, OBJECT_SIZES, render
+from paella.data.scene import LAYOUT_SHARES, LAYOUTS, Layout, Scene, any_held_out, draw_scene, held_out
+from paella.data.vocabulary import objects
+from paella.data.wordings import caption
 from paella.evaluate.matching import Matcher, background_colour, ranks, rooms
 
 if TYPE_CHECKING:
@@ -99,7 +89,7 @@ def held_out_prompts(n: int, kind: Kind, seed: int, names: Sequence[str] | None 
 def real_pictures(
     scenes: Sequence[Scene], size: int, seed: int, *, snap: int = 1, jitter: int = BACKGROUND_JITTER
 ) -> list[Image.Image]:
-    """One true picture of each scene; for `snap` and `jitter` see `paella.data.scenes.render`."""
+    """One true picture of each scene; for `snap` and `jitter` see `paella.data.render.render`."""
     return [
         render(scene, size, np.random.default_rng((seed, index, PICTURES)), snap=snap, jitter=jitter)
         for index, scene in enumerate(scenes)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from paella.data.scenes import BACKGROUNDS, Scene, objects
-from paella.data.vocabulary import Part, synonyms
+from paella.data.scene import BACKGROUNDS, Scene
+from paella.data.vocabulary import Part, objects, synonyms
 from paella.data.wordings import told
 from paella.evaluate.matching import Matcher
 from paella.evaluate.scenes import Pipeline, Rate, beside_real, share

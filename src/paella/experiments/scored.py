@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from paella.data.scenes import Scene
+from paella.data.scene import Scene
 from paella.evaluate import quality
 from paella.evaluate.features import open_extractor
 from paella.evaluate.metrics import Estimate, bootstrap

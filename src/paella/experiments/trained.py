@@ -17,7 +17,7 @@ import torch
 
 from paella.checkpoint import save_model
 from paella.data import open_loader
-from paella.data.scenes import objects
+from paella.data.vocabulary import objects
 from paella.evaluate.metrics import bootstrap
 from paella.evaluate.parts import figures_of_each
 from paella.evaluate.scenes import held_out_prompts, real_pictures

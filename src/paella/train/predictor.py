@@ -29,7 +29,7 @@ from paella.checkpoint import (
     save_model,
 )
 from paella.clip import Clip
-from paella.data import length, open_data
+from paella.data import collate, length, open_data
 from paella.data.encoded import Embeddings, Encoded
 from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
@@ -44,11 +44,11 @@ from paella.train.growth import grown
 from paella.train.loop import Loss, Stage, train
 from paella.train.loss import SmoothedCrossEntropy
 from paella.train.recipe import DataConfig, Recipe
-from paella.train.translation import same_embeddings, translate
+from paella.train.translation import embedded, same_embeddings, translate
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
-TRANSLATED = 4096  # captions by which the embeddings of two CLIPs are compared
+TRANSLATED = 2048  # pictures and captions by which the embeddings of two CLIPs are compared
 MOVING = 0.5  # share of the pictures asked for by their embedding that `image_shift` moves
 
 
@@ -272,15 +272,20 @@ class PredictorStage(TokenStage):
         predictor = super()._trained_predictor(folder, dim)
         path = model_folder(folder) / "clip"
         if path.is_dir() and not same_embeddings(own := Clip.load(path), self.clip):
-            data = getattr(self.data, "folder", self.data)
-            captions = [data.caption(i) for i in range(min(TRANSLATED, length(data) or TRANSLATED))]
-            explained = translate(predictor, own, self.clip, captions)
+            count = min(TRANSLATED, length(self.data) or TRANSLATED)
+            pixels, captions = self.samples(count)
+            given, known = (torch.cat(embedded(clip, pixels, captions)) for clip in (self.clip, own))
+            explained = translate(predictor, given, known)
             warnings.warn(
                 f"init_from: the predictor of {folder} was trained with another CLIP than {self.recipe.clip}, and "
                 f"begins with a linear map from the one to the other, which explains {explained:.0%} of the variance",
                 stacklevel=2,
             )
         return predictor
+
+    def samples(self, count: int) -> tuple[Tensor, list[str]]:
+        """The first pictures (n,3,H,W) in [0, 1] of the data, and their captions."""
+        return collate([self.data[i] for i in range(count)])
 
     @torch.no_grad()
     def asked(
@@ -368,6 +373,10 @@ class EncodedStage(PredictorStage):
 
     def embeddings(self, tokens: Tensor, annotations: Embeddings, of_picture: Tensor) -> Tensor:
         return torch.where(of_picture[:, None].to(tokens.device), annotations.image, annotations.text)
+
+    def samples(self, count: int) -> tuple[Tensor, list[str]]:
+        tokens = torch.stack([self.data[i][0] for i in range(count)])
+        return torch.cat([*map(self.pixels, tokens.split(256))]), [self.data.caption(i) for i in range(count)]
 
     def pixels(self, tokens: Tensor) -> Tensor:
         return self.vqgan.to(tokens.device).decode(tokens)

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paella.data.scenes import BACKGROUND_JITTER, LAYOUT_SHARES
+from paella.data.render import BACKGROUND_JITTER
+from paella.data.scene import LAYOUT_SHARES
 
 R = TypeVar("R", bound="Recipe")
 

@@ -12,7 +12,8 @@ from paella.checkpoint import Predictor
 from paella.clip import Clip
 from paella.unet import TokenPredictor
 
-AT_ONCE = 256  # captions
+AT_ONCE = 256  # bounds the memory
+RIDGE = 1e-3  # of the mean square of the embeddings
 
 
 def same_embeddings(one: Clip, other: Clip) -> bool:
@@ -24,32 +25,35 @@ def same_embeddings(one: Clip, other: Clip) -> bool:
     )
 
 
-@torch.no_grad()
-def translate(predictor: Predictor, own: Clip, other: Clip, captions: Sequence[str]) -> float:
-    """Makes a predictor of the embeddings of `own` read those of `other`, in place.
+def embedded(clip: Clip, pixels: Tensor, captions: Sequence[str]) -> list[Tensor]:
+    """Embeddings (m,d), as predictors read them, of pictures (B,3,H,W) in [0, 1] and of captions."""
+    texts = [captions[start : start + AT_ONCE] for start in range(0, len(captions), AT_ONCE)]
+    return [*map(clip.embed_images, pixels.split(AT_ONCE)), *map(clip.embed_text, texts)]
 
-    What it begins with is the linear map from `other` to `own` that has the least squared error over the captions; of
-    several, the one nearest to changing nothing. It goes into the layers that read the condition, so the predictor's
-    size stays.
+
+@torch.no_grad()
+def translate(predictor: Predictor, given: Tensor, known: Tensor) -> float:
+    """Makes a predictor of some embeddings read others, in place.
+
+    What it begins with is the linear map with the least squared error between the two, on samples of both; where these
+    say little, the one nearer to changing nothing (ridge regression). It goes into the layers that read the condition,
+    so the predictor's size stays.
 
     Args:
-        own, other: with embeddings of one size d.
+        given, known: (n,d) each, of the same captions and pictures: the embeddings that the predictor is to read, and
+            those that it has learned from.
 
     Returns:
-        The share of the variance of the embeddings of `own` that the map explains, at most 1.
+        The share of the variance of `known` that the map explains, at most 1.
     """
-    known, given = (torch.cat(_embedded(clip, captions)).double() for clip in (own, other))
-    change = torch.linalg.lstsq(given, known - given, driver="gelsd").solution  # (d,d)
+    given, known = given.double(), known.double()
+    square = given.T @ given
+    square.diagonal().add_(RIDGE * square.trace() / len(square))
+    change = torch.linalg.solve(square, given.T @ (known - given))  # (d,d)
     missed = (given + given @ change - known).square().sum() / (known - known.mean(0)).square().sum()
-    for weight in _reading_weights(predictor, own.dim):
+    for weight in _reading_weights(predictor, len(square)):
         weight += weight @ change.T.to(weight)
     return 1 - missed.item()
-
-
-def _embedded(clip: Clip, captions: Sequence[str]) -> list[Tensor]:
-    return [
-        clip.embed_text(captions[start : start + AT_ONCE]).float().cpu() for start in range(0, len(captions), AT_ONCE)
-    ]
 
 
 def _reading_weights(predictor: Predictor, dim: int) -> list[Tensor]:
