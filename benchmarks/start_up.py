@@ -19,8 +19,8 @@ from statistics import median
 
 from table import Row, arguments, report, seconds, turns
 
-from paella.engine import resolve_device
 from paella.pipeline import Paella
+from paella.placement import resolve_device
 
 PROMPT = "a red apple on a blue background"
 STEPS = 8

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from paella.cli.info import machine
-from paella.engine import resolve_device, resolve_dtype, set_dtype
+from paella.placement import resolve_device, resolve_dtype, set_dtype
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)

@@ -22,6 +22,7 @@ ALLOWED = {
     "clip": set(),
     "labels": set(),
     "blocks": {"noise"},
+    "placement": {"blocks"},
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "noise", "logits"},
     "unet": {"blocks"},

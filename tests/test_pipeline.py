@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from paella.engine import resolve_device, resolve_dtype
 from paella.images import to_pictures
 from paella.pipeline import Cancelled, Interrupted, Paella
+from paella.placement import resolve_device, resolve_dtype
 from paella.sampler import SamplerSettings
 
 

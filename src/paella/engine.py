@@ -13,17 +13,17 @@ from typing import Any, Self, TypedDict
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from paella import checkpoint, edits, memory
 from paella.batches import Batches
-from paella.blocks import ModulatedLayerNorm
 from paella.canvas import Canvas
 from paella.clip import Clip
 from paella.fingerprint import fingerprint
 from paella.images import blanked, to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
+from paella.placement import resolve_device, resolve_dtype, set_dtype
 from paella.sampler import SamplerSettings
 from paella.speedups import check_int8, compile_steps, quantize_int8
 from paella.trajectory import Recorder, Step
@@ -399,45 +399,3 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
     return prompts
-
-
-def set_dtype(predictor: nn.Module, dtype: torch.dtype) -> None:
-    """Puts a predictor into that dtype, in place, and the few parameters of its modulated LayerNorms into float32: in
-    bfloat16 they would cause a quarter of what the logits are off by."""
-    norms = [module for module in predictor.modules() if isinstance(module, ModulatedLayerNorm)]
-    exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
-    for parameter in predictor.parameters():
-        parameter.data = parameter.data.to(torch.float32 if id(parameter) in exact else dtype)
-
-
-def resolve_device(device: str) -> torch.device:
-    """The device of that name; "auto" is a GPU where there is one.
-
-    Raises:
-        ValueError: no such device here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: {device!r} is not available here; auto and cpu are") from error
-    return place
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of that name; "auto" is bfloat16 where the processor multiplies it natively, else float32.
-
-    Raises:
-        ValueError: neither of float32, bfloat16 and float16.
-    """
-    if dtype == "auto":
-        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if native else torch.float32
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype in allowed.values():
-        return dtype  # type: ignore[return-value]
-    if dtype not in allowed:
-        raise ValueError(f"dtype: must be auto, {', '.join(allowed)}, not {dtype!r}")
-    return allowed[dtype]

@@ -16,8 +16,8 @@ from paella.data import collate, length, open_data, outlive_interrupts
 from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprints, shard_file, write_shard
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes
-from paella.engine import resolve_device
 from paella.fingerprint import fingerprint
+from paella.placement import resolve_device
 from paella.train.clip import warn_of_cut_captions
 from paella.train.predictor import PredictorRecipe
 

@@ -24,7 +24,7 @@ from torch.optim import AdamW, Optimizer
 
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
-from paella.engine import resolve_device, resolve_dtype
+from paella.placement import resolve_device, resolve_dtype
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
