@@ -215,7 +215,7 @@ def test_one_step_changes_every_trained_parameter(kind: str, more: list[str], ti
 
 
 INTERRUPTED = """
-import multiprocessing, os, signal, sys, torch
+import os, signal, sys, torch
 torch.set_num_threads(int(sys.argv[1]))
 from importlib import import_module
 from paella.train import loop
@@ -224,10 +224,7 @@ from paella.train.recipe import load_recipe
 usual = loop.learning_rate
 def interrupts(config, step, steps):
     if step == 3 and sys.argv[2]:
-        if sys.argv[2] == "SIGTERM":  # to every process, as of a job manager: the data workers get it too
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGTERM)
-        os.killpg(0, signal.Signals[sys.argv[2]])  # to the whole group, as Ctrl-C
+        os.killpg(0, signal.Signals[sys.argv[2]])  # to the whole group, as Ctrl-C: the data workers get it too
     return usual(config, step, steps)
 loop.learning_rate = interrupts
 module = import_module(f"paella.train.{sys.argv[3]}")

@@ -6,7 +6,6 @@ Emoji scenes have no end, all others have a length.
 from __future__ import annotations
 
 import os
-import signal
 import warnings
 from collections.abc import Iterator, Sequence, Sized
 from typing import TYPE_CHECKING, Any, Protocol
@@ -117,12 +116,10 @@ def open_data(config: DataConfig, seed: int) -> Folder | Scenes:
         raise ValueError(f"data.{error}") from error
 
 
-def outlive_interrupts(worker: int) -> None:
-    """Makes a loader's process leave interrupts to its parent, which still needs the batch at hand: Ctrl-C goes to the
-    whole foreground group, and a job manager's SIGTERM to every process. A second SIGTERM ends it as usual."""
+def own_process_group(worker: int) -> None:
+    """Ctrl-C goes to the whole foreground group; the parent must get it alone, as it still needs the batch at hand."""
     if hasattr(os, "setpgid"):  # Windows has no such groups
         os.setpgid(0, 0)
-    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0, workers: int = 0) -> DataLoader[Any]:
@@ -133,5 +130,5 @@ def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0
         sampler=Stream(length(data), seed, start),
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=outlive_interrupts,
+        worker_init_fn=own_process_group,
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from paella.checkpoint import load_clip, load_vqgan, read_json, write_json
-from paella.data import collate, length, open_data, outlive_interrupts
+from paella.data import collate, length, open_data, own_process_group
 from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprints, shard_file, write_shard
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes
@@ -75,7 +75,7 @@ def encode(recipe: PredictorRecipe, folder: Path, number: int | None, progress: 
         batch_sampler=list(chain.from_iterable(batches.values())),  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=recipe.data.workers,
-        worker_init_fn=outlive_interrupts,
+        worker_init_fn=own_process_group,
     )
     done = pictures - sum(map(len, missing.values()))
     progress(done, pictures)

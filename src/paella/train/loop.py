@@ -10,8 +10,7 @@ import math
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -308,8 +307,8 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     with Journal(output, recipe, writes) as journal, _Interrupts() as interrupts:
         step = done
         saved = time.monotonic()
-        batches = _batches(loader)
-        with closing(batches), journal.progress(done, recipe.steps) as advance:
+        batches = iter(loader) if done < recipe.steps else iter(())
+        with journal.progress(done, recipe.steps) as advance:
             while step < recipe.steps:
                 if step == done and not recipe.compile:  # compiled code cannot be counted
                     logged, operations = counted(partial(trainer.step, batches, step))
@@ -336,11 +335,6 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     raise KeyboardInterrupt
     trainer.accelerator.end_training()
     return output
-
-
-def _batches(loader: Iterable[Any]) -> Generator[Any]:
-    """Those of the loader, whose processes end when this is closed."""
-    yield from loader
 
 
 def _autocast(accelerator: Any, losses: Iterator[Loss]) -> Iterator[Any]:
