@@ -40,7 +40,7 @@ ALLOWED = {
     "trajectory": {"canvas", "images", "logits", "sampler"},
     "batches": {"canvas", "checkpoint", "sampler", "speedups"},
     "engine": {
-        *("batches", "blocks", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *("batches", "placement", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
         *("checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
     },
     "pipeline": {"canvas", "edits", "engine", "images"},

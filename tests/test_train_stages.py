@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from training import assert_overfits, make_stage, rows, train
+from training import assert_overfits, make_stage, rows, settings, train
 
 from paella.blocks import ResBlock
 from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
@@ -21,9 +21,12 @@ from paella.data import collate
 from paella.data.vocabulary import objects
 from paella.images import blanked, moved
 from paella.pipeline import Paella
+from paella.train.encode import encode
 from paella.train.growth import grown
+from paella.train.loop import CHECKPOINT
 from paella.train.loss import SmoothedCrossEntropy
-from paella.train.predictor import clean_regions
+from paella.train.predictor import EncodedStage, PredictorRecipe, PredictorStage, clean_regions
+from paella.train.recipe import load_recipe
 from paella.train.vqgan import reconstruction_figures
 from paella.train.wordings import retokenized
 from paella.unet import TokenPredictor
@@ -192,6 +195,32 @@ def test_a_start_from_a_model_of_another_vqgan_or_clip_is_warned_of(
     assert f"another VQGAN than {encoder}" in message
     (message,) = warned(f"clip={clip}")
     assert f"another CLIP than {clip}" in message and "% of the variance" in message
+
+
+def test_a_predictor_begins_with_another_clip_about_as_it_was(tiny_model: Path, tmp_path: Path) -> None:
+    """With scenes, and with what was encoded of them; a run that goes on has what it has learned."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    whitening = load_file(other / "clip/whitening.safetensors")
+    turned = {**whitening, "matrix": 2 * whitening["matrix"].flip(1)}
+    save_file(turned, other / "clip/whitening.safetensors")
+    own, asked = load_predictor(tiny_model), ["a fox on a red background", "a panda", "a bus above an owl"]
+    tokens, t = torch.randint(32, (3, 8, 8)), torch.full((3,), 0.7)
+    before, after = (Clip.load(folder / "clip").embed_text(asked) for folder in (tiny_model, other))
+    known, misread = own(tokens, before, t), own(tokens, after, t)
+
+    run, encoded = tmp_path / "run", tmp_path / "encoded"
+    more = [f"init_from={tiny_model}", f"clip={other}", "data.size=32"]
+
+    def recipe(*entries: str) -> Any:
+        return load_recipe(PredictorRecipe, None, settings("predictor", tiny_model, run, *more, *entries))
+
+    encode(recipe(), encoded, 512, lambda done, of: None)
+    for stage in (PredictorStage(recipe()), EncodedStage(recipe(f"data.encoded={encoded}"))):
+        read = stage.modules["predictor"](tokens, after, t)
+        assert (read - known).norm() < 0.2 * (misread - known).norm()
+    run.mkdir()
+    (run / CHECKPOINT).touch()
+    torch.testing.assert_close(PredictorStage(recipe()).modules["predictor"](tokens, after, t), misread)
 
 
 @pytest.mark.parametrize(

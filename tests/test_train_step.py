@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from training import make_stage, train
@@ -164,3 +165,26 @@ def test_the_vqgan_also_sees_pictures_of_one_colour(tiny_model: Path) -> None:
     plain = (seen[0] == pixels[..., :1, :1]).flatten(1).all(1)
     assert 0.3 < plain.float().mean() < 0.7
     assert torch.equal(seen[0][~plain], pixels[~plain])
+
+
+@pytest.fixture
+def other_precisions() -> Iterator[None]:
+    """Accelerate has one precision for each process: it forgets it before the test and after it."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("other_precisions")
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("precision", ["auto", "bf16", "float32"])
+def test_auto_is_bfloat16_where_the_processor_has_it(
+    precision: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    trainer = Trainer(TwoStage(), Recipe("unused", precision=precision))
+    mixed = precision == "bf16" or (precision == "auto" and native)
+    assert trainer.dtype == (torch.bfloat16 if mixed else torch.float32)
+    assert trainer.accelerator.mixed_precision == ("bf16" if mixed else "no")

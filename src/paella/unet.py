@@ -110,6 +110,7 @@ class TokenPredictor(nn.Module):
         return denoise
 
     def res_blocks(self) -> list[ResBlock]:
+        """In the order in which they run; each reads the condition."""
         halves = [*self.down_blocks, *self.up_blocks]
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 

@@ -26,7 +26,7 @@ from paella.data.scene import (
 from paella.data.vocabulary import all_objects, objects
 from paella.data.wordings import caption, plain, varied
 
-__all__ = ["LabelMaps", "Scenes", "all_objects", "hard_scenes", "objects"]
+__all__ = ["BARE", "LabelMaps", "Scenes", "Wording", "all_objects", "hard_scenes", "objects"]
 
 Wording = Literal["any", "full", "name", "plain", "varied"]
 BARE = 0.2  # share of the plain and varied captions that do not name the background

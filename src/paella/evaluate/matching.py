@@ -41,7 +41,7 @@ class Matcher:
     Args:
 
     Raises:
-        KeyError: a name is not in the vocabulary of `paella.data.scenes`.
+        KeyError: a name is not in `paella.data.vocabulary`.
     """
 
     def __init__(self, names: Sequence[str], size: int = 64) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
@@ -103,10 +102,13 @@ def pair_order(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None
     return ((image * own).sum(1) > (image * other).sum(1)).float().mean().item()
 
 
-def counts_found(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float:
-    """The share of pictures of several of one object, in numbers of it that training never saw (nan where there are
-    none of these names), that are nearest to their own caption among those of all objects, numbers and a few
-    backgrounds. A predictor can hardly draw what its CLIP does not tell from other things."""
+def counts_found(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | None = None) -> float | None:
+    """The share of pictures of several of one object, in numbers of it that training never saw, that are nearest to
+    their own caption among those of all objects, numbers and a few backgrounds. None: of these names all numbers are
+    trained on.
+
+    A predictor can hardly draw what its CLIP does not tell from other things.
+    """
     from paella.train.clip import nearest_captions
 
     scenes = [
@@ -117,7 +119,7 @@ def counts_found(clip: Clip, size: int, seed: int = 0, names: Sequence[str] | No
     ]
     judged = [index for index, scene in enumerate(scenes) if held_out(scene)]
     if not judged:
-        return math.nan
+        return None
     pictures = real_pictures([scenes[index] for index in judged], size, seed)
     found = nearest_captions(clip, pictures, [captions(scene)[0] for scene in scenes])
     return sum(map(operator.eq, found, judged)) / len(judged)
@@ -159,11 +161,13 @@ def figures_of_each(
 def format_parts(figures: dict[str, Any]) -> str:
     """The figures of `evaluate_parts` as Markdown."""
     vqgan, clip = figures["vqgan"], figures["clip"]
+    counts = (
+        "" if clip["counts"] is None else f", pictures of counts that find their caption {100 * clip['counts']:.1f} %"
+    )
     lines = [
         f"VQGAN: PSNR {vqgan['PSNR']:.2f} dB, {100 * vqgan['codes used']:.1f} % of the codes used. "
         f"CLIP: R@1 {100 * clip['R@1']:.1f} % (chance {100 * clip['chance']:.1f} %), "
-        f"order of a pair {100 * clip['order']:.1f} % (chance 50 %), "
-        f"several of one object {100 * clip['counts']:.1f} %.",
+        f"order of a pair {100 * clip['order']:.1f} % (chance 50 %){counts}.",
         "",
         "| predictor, at t | loss (nats) | accuracy, % | right unworked, % |",
         "|---|---|---|---|",

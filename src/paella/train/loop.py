@@ -23,7 +23,7 @@ from torch.optim import AdamW, Optimizer
 
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
-from paella.placement import resolve_device, resolve_dtype
+from paella.placement import resolve_dtype
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
@@ -216,11 +216,13 @@ class Trainer:
     """
 
     def __init__(self, stage: Stage, recipe: Recipe) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, PartialState
+        from accelerate.utils import parse_flag_from_env
 
         self.stage, self.recipe = stage, recipe
-        wanted = {"bf16": "bfloat16"}.get(recipe.precision, recipe.precision)
-        self.dtype = resolve_dtype(wanted, resolve_device("auto"))
+        wanted = "bfloat16" if recipe.precision == "bf16" else recipe.precision
+        device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+        self.dtype = resolve_dtype(wanted, device)
         mixed = "bf16" if self.dtype == torch.bfloat16 else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=recipe.accumulate)
         torch.manual_seed(recipe.seed)

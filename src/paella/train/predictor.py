@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -38,17 +38,19 @@ from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
 from paella.pipeline import Paella
+from paella.placement import resolve_device
 from paella.sampler import SamplerSettings
 from paella.train.clip import warn_of_cut_captions
 from paella.train.growth import grown
-from paella.train.loop import Loss, Stage, train
+from paella.train.loop import CHECKPOINT, Loss, Stage, train
 from paella.train.loss import SmoothedCrossEntropy
 from paella.train.recipe import DataConfig, Recipe
-from paella.train.translation import embedded, same_embeddings, translate
+from paella.train.translation import embedded, same_weights, translate
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
 TRANSLATED = 2048  # pictures and captions by which the embeddings of two CLIPs are compared
+AT_ONCE = 256  # of these: bounds the memory
 MOVING = 0.5  # share of the pictures asked for by their embedding that `image_shift` moves
 
 
@@ -271,11 +273,12 @@ class PredictorStage(TokenStage):
     def _trained_predictor(self, folder: str, dim: int) -> Predictor:
         predictor = super()._trained_predictor(folder, dim)
         path = model_folder(folder) / "clip"
-        if path.is_dir() and not same_embeddings(own := Clip.load(path), self.clip):
-            count = min(TRANSLATED, length(self.data) or TRANSLATED)
-            pixels, captions = self.samples(count)
-            given, known = (torch.cat(embedded(clip, pixels, captions)) for clip in (self.clip, own))
-            explained = translate(predictor, given, known)
+        if (Path(self.recipe.output) / CHECKPOINT).exists() or not path.is_dir():
+            return predictor  # a run that goes on has read the new CLIP before
+        with about_argument("init_from"):
+            own = Clip.load(path)
+        if not same_weights(own, self.clip):
+            explained = translate(predictor, *self._embedded_by(self.clip, own))
             warnings.warn(
                 f"init_from: the predictor of {folder} was trained with another CLIP than {self.recipe.clip}, and "
                 f"begins with a linear map from the one to the other, which explains {explained:.0%} of the variance",
@@ -283,9 +286,19 @@ class PredictorStage(TokenStage):
             )
         return predictor
 
-    def samples(self, count: int) -> tuple[Tensor, list[str]]:
-        """The first pictures (n,3,H,W) in [0, 1] of the data, and their captions."""
-        return collate([self.data[i] for i in range(count)])
+    def _embedded_by(self, *clips: Clip) -> list[Tensor]:
+        """By each CLIP the embeddings (n,d) of the data's first pictures and captions."""
+        count = min(TRANSLATED, length(self.data) or TRANSLATED)
+        device = resolve_device("auto")
+        rows: list[list[Tensor]] = []
+        for start in range(0, count, AT_ONCE):
+            pixels, captions = self.some(range(start, min(start + AT_ONCE, count)))
+            rows.append([embedded(clip.to(device), pixels, captions) for clip in clips])
+        return [torch.cat(of_one) for of_one in zip(*rows, strict=True)]
+
+    def some(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        """Pictures (n,3,H,W) in [0, 1] of the data, and their captions."""
+        return collate([self.data[i] for i in indices])
 
     @torch.no_grad()
     def asked(
@@ -357,9 +370,9 @@ class EncodedStage(PredictorStage):
 
     data: Encoded
 
-    def __init__(self, recipe: PredictorRecipe) -> None:
-        super().__init__(recipe)
-        self.data.check_fits(self.vqgan, self.clip, recipe.data)
+    def open_predictor(self, dim: int) -> Predictor:
+        self.data.check_fits(self.vqgan, self.clip, self.recipe.data)
+        return super().open_predictor(dim)
 
     def open_data(self, config: DataConfig, seed: int) -> Encoded:
         assert config.encoded is not None
@@ -374,9 +387,9 @@ class EncodedStage(PredictorStage):
     def embeddings(self, tokens: Tensor, annotations: Embeddings, of_picture: Tensor) -> Tensor:
         return torch.where(of_picture[:, None].to(tokens.device), annotations.image, annotations.text)
 
-    def samples(self, count: int) -> tuple[Tensor, list[str]]:
-        tokens = torch.stack([self.data[i][0] for i in range(count)])
-        return torch.cat([*map(self.pixels, tokens.split(256))]), [self.data.caption(i) for i in range(count)]
+    def some(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
+        tokens = torch.stack([self.data[i][0] for i in indices])
+        return self.pixels(tokens), [self.data.caption(i) for i in indices]
 
     def pixels(self, tokens: Tensor) -> Tensor:
         return self.vqgan.to(tokens.device).decode(tokens)

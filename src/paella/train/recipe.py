@@ -73,7 +73,7 @@ class Recipe:
     batch_size: int = 32  # of each process, and of each of the batches that make a step
     accumulate: int = 1  # batches whose gradients make one step
     seed: int = 0
-    precision: str = "auto"  # "bf16", "float32", or bf16 where the processor multiplies it natively
+    precision: str = "auto"  # "bf16", "float32", or "auto": bf16 where the processor multiplies it natively
     compile: bool = False
     ema: float = 0.999
     log_every: int = 50
