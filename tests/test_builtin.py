@@ -14,6 +14,7 @@ from paella.evaluate.words import evaluate_words
 from paella.images import to_tensor
 from paella.noise import add_noise
 from paella.pipeline import Paella
+from paella.placement import resolve_dtype
 
 PROMPTS = 12
 
@@ -76,6 +77,8 @@ def test_objects_are_drawn_by_other_words_and_in_other_languages(builtin: Paella
 def test_logits_are_near_those_of_float32(how: dict[str, str], bound: float) -> None:
     if "quantize" in how and not torch.cpu._is_vnni_supported():
         pytest.skip("the processor has no 8-bit dot products")
+    if "dtype" in how and resolve_dtype("auto", torch.device("cpu")) != torch.bfloat16:
+        pytest.skip("bfloat16 is not this processor's default, and where it is emulated it rounds more often")
     exact, fast = Paella.from_pretrained(dtype="float32"), Paella.from_pretrained(**how)
     prompts = ["a fox on a green background", "a crown above a cat face on a yellow background"]
     generator = torch.Generator().manual_seed(0)
