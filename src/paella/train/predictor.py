@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +45,7 @@ from paella.train.growth import grown
 from paella.train.loop import CHECKPOINT, Loss, Stage, train
 from paella.train.loss import SmoothedCrossEntropy
 from paella.train.recipe import DataConfig, Recipe
-from paella.train.translation import embedded, same_weights, translate
+from paella.train.translation import embedded, holds, same_weights, translate
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
 
@@ -97,12 +97,6 @@ class PredictorRecipe(TokenRecipe):
             raise ValueError("context_share: is of samples with a clean region and no caption, and there are none")
         if self.rehearse and self.data.encoded is not None:
             raise ValueError("rehearse: goes with data.folder, not with data.encoded")
-
-
-def holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a safetensors file has these tensors, in half precision, as trained models are stored in it."""
-    stored = read_tensors(path)
-    return all(key in stored and torch.equal(stored[key].half(), value.cpu().half()) for key, value in tensors.items())
 
 
 def clean_regions(batch: int, height: int, width: int, share: float) -> Tensor:
@@ -195,7 +189,7 @@ class TokenStage(Stage):
                 raise ValueError("grow: is for U-Nets, and init_from is a Transformer")
             predictor = grown(predictor, tuple(self.recipe.model.down_levels), tuple(self.recipe.model.up_levels))
         path = model_folder(folder) / "vqgan.safetensors"
-        if path.is_file() and not holds(path, self.vqgan.tokenizing_weights()):
+        if path.is_file() and not holds(read_tensors(path), self.vqgan.tokenizing_weights()):
             warnings.warn(
                 f"init_from: the predictor of {folder} was trained with another VQGAN than {self.recipe.vqgan}, and "
                 "has to learn this one anew",

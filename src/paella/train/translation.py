@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,14 +15,17 @@ from paella.unet import TokenPredictor
 RIDGE = 1e-3  # of the mean square of the embeddings
 
 
-def same_weights(one: Clip, other: Clip) -> bool:
-    """Whether two CLIPs have the same weights and whitening, but for the half precision that trained models are stored
-    in."""
-    first, second = one.weights(), other.weights()
-    return first.keys() == second.keys() and all(
-        value.shape == second[name].shape and torch.equal(value.cpu().half(), second[name].cpu().half())
-        for name, value in first.items()
+def holds(stored: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors are among the stored ones, in half precision, as trained models are stored in it."""
+    return all(
+        key in stored and torch.equal(stored[key].cpu().half(), value.cpu().half()) for key, value in tensors.items()
     )
+
+
+def same_weights(one: Clip, other: Clip) -> bool:
+    """Whether two CLIPs have the same weights and whitening, in half precision."""
+    first, second = one.weights(), other.weights()
+    return first.keys() == second.keys() and holds(first, second)
 
 
 def embedded(clip: Clip, pixels: Tensor, captions: Sequence[str]) -> Tensor:
