@@ -70,6 +70,20 @@ def test_a_value_out_of_range_is_refused_before_the_first_step(
         make_stage(kind, tiny_model, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("t_power=0", "t_power: must be more than 0, not 0"),
+        ("image_shift=1", "image_shift: must be at least 0 and less than 1, not 1"),
+        ("context_share=1 region_share=0", "context_share: is of samples with a clean region"),
+        ("grow=true", "grow: needs init_from"),
+    ],
+)
+def test_so_is_a_predictor_s(override: str, message: str, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make_stage("predictor", tiny_model, *override.split())
+
+
 def test_a_wrong_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^recipe: cannot read .*missing\.yaml"):
         load_recipe(Recipe, tmp_path / "missing.yaml")

@@ -4,6 +4,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,18 @@ def test_null_conditions_have_their_share_and_another_where_a_region_is_clean(
         stage.recipe.region_share = share
         next(stage.losses(pixels, captions, 0))
         assert nulls[-1].float().mean().item() == pytest.approx(expected, abs=0.09)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_t_is_a_power_of_a_uniform_number(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, power: float) -> None:
+    stage: Any = make_stage("predictor", tiny_model, f"t_power={power}")
+    pixels, captions = collate([stage.data[i] for i in range(2)] * 400)
+    drawn, corrupt = [], stage.method.corrupt
+    monkeypatch.setattr(stage, "method", SimpleNamespace(counted=stage.method.counted))
+    stage.method.corrupt = lambda u, t, *rest: drawn.append(t) or corrupt(u, t, *rest)
+    next(stage.losses(pixels, captions, 0))
+    for limit in (0.25, 0.5, 0.75):  # the share of u ** power below it
+        assert drawn[0].lt(limit).float().mean().item() == pytest.approx(limit ** (1 / power), abs=0.06)
 
 
 def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Path) -> None:

@@ -67,12 +67,17 @@ class TokenRecipe(Recipe):
     null_share: float = 0.1  # samples that see the null condition, for classifier-free guidance
     region_share: float = 0.3  # samples of which a random region stays clean, as in- and outpainting find it
     region_null_share: float = 0.5  # of these, samples that see the null condition: inpainting without a prompt
+    # t is u ** t_power, u uniform in 0 ... 1. Below 1, more samples are so noisy that only the condition says what they
+    # show; the paper has 1.
+    t_power: float = 1.0
     label_smoothing: float = 0.1
     name: str = "paella"  # recorded in the metadata of the model's pictures
     sampler: SamplerSettings = field(default_factory=SamplerSettings)  # the finished model's defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.t_power < math.inf:
+            raise ValueError(f"t_power: must be more than 0, not {self.t_power}")
         if self.grow and self.init_from is None:
             raise ValueError("grow: needs init_from, a model whose U-Net is to grow")
 
@@ -217,7 +222,7 @@ class TokenStage(Stage):
         regions = clean_regions(batch, height, width, recipe.region_share)
         null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
         condition, u = self.asked(u, pixels, annotations, torch.rand(batch) < null_share, regions)
-        t = torch.rand(batch).to(device)
+        t = torch.rand(batch).pow(recipe.t_power).to(device)
         noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
         noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape).to(device))
         noisy = torch.where(regions.to(device), u, noisy)
