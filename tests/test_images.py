@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageFont
 
 from paella.images import (
+    FADE,
     _drawable,
     _font_for,
     blanked,
@@ -117,13 +118,30 @@ def test_a_tokenizer_s_error_is_taken_from_what_is_painted_in_the_mask() -> None
     assert (done[~mask.numpy()] == np.asarray(painted)[~mask.numpy()]).all()
 
 
-def test_where_another_thing_was_painted_there_is_nothing_to_meet() -> None:
-    original, other = Image.new("RGB", (12, 8), "white"), Image.new("RGB", (12, 8), "navy")
-    mask = torch.zeros(8, 12, dtype=torch.bool)
-    mask[:, 6:] = True
-    assert retouched(other, original, mask).tobytes() == other.tobytes()
-    everywhere = torch.ones(8, 12, dtype=torch.bool)
-    assert retouched(original, other, everywhere) is original
+def test_where_another_thing_was_painted_the_one_goes_over_into_the_other_within_a_few_pixels() -> None:
+    original, other = Image.new("RGB", (24, 8), "white"), Image.new("RGB", (24, 8), (0, 55, 255))
+    mask = torch.zeros(8, 24, dtype=torch.bool)
+    mask[:, 6:18] = True
+    done = np.asarray(retouched(other, original, mask), int)
+    assert (done == done[:1]).all() and (done[0] == done[0, ::-1]).all()
+    assert (done[0, 6] == 255).all()  # as the pixel beside it, which is kept
+    assert (np.diff(done[0, 6 : 7 + FADE, 0]) < -50).all()
+    assert (done[0, 6 + FADE : 18 - FADE] == (0, 55, 255)).all()
+    assert (done[0, :6] == (0, 55, 255)).all()  # the rest is not its task
+    everywhere = torch.ones(8, 24, dtype=torch.bool)
+    assert retouched(original, other, everywhere).tobytes() == original.tobytes()
+
+
+def test_an_outline_goes_on_straight_from_where_it_was() -> None:
+    """Painted two pixels too low, a dark line in the mask begins at the old one's end."""
+    pixels = np.full((24, 24, 3), 200, np.uint8)
+    mask = torch.zeros(24, 24, dtype=torch.bool)
+    mask[:, 12:] = True
+    original, painted = pixels.copy(), pixels.copy()
+    original[10], painted[12] = 30, 30
+    done = np.asarray(retouched(Image.fromarray(painted), Image.fromarray(original), mask), int)
+    assert (abs(done[:, 12] - original[:, 11]) <= 1).all()
+    assert (done[:, 12 + FADE :] == painted[:, 12 + FADE :]).all()
 
 
 def test_an_error_that_changes_along_the_border_goes_over_smoothly() -> None:

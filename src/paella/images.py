@@ -254,6 +254,7 @@ def composite(original: Image.Image, painted: Image.Image, weights: Tensor) -> I
 
 
 ALIKE = 32  # of 255: two pixels that differ by more do not show the same thing
+FADE = 4  # pixels into the mask over which what does not show the same thing goes over
 
 
 def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:
@@ -261,21 +262,20 @@ def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Imag
 
     A tokenizer gives every colour back a little off, which shows where old and new pixels touch. The difference is
     measured in a ring of two pixels around the mask, where both show the same thing, and continued smoothly into it,
-    as in seamless cloning (Pérez et al. 2003).
+    as in seamless cloning (Pérez et al. 2003). What else differs at the border, as an outline that was painted a pixel
+    beside the old one, fades within `FADE` pixels.
 
     Args:
         painted, original: RGB of one size; `painted` goes on beyond the mask, where it is about as the original.
         mask: (H,W) bool, True where `painted` will be seen.
     """
-    ring = (F.max_pool2d(mask[None].float(), 5, stride=1, padding=2)[0] > 0) & ~mask
     off = torch.from_numpy(np.asarray(original, np.float32) - np.asarray(painted)).permute(2, 0, 1)
+    ring = (F.max_pool2d(mask[None].float(), 5, stride=1, padding=2)[0] > 0) & ~mask
     ring &= off.abs().amax(0) <= ALIKE
-    if not ring.any():
-        return painted
-    shift = _continued(off * ring, ring[None].float()).permute(1, 2, 0).numpy()
-    return Image.fromarray(
-        (np.asarray(painted) + shift * mask[:, :, None].numpy()).round().clip(0, 255).astype(np.uint8)
-    )
+    smooth = _continued(off * ring, ring[None].float()) if ring.any() else torch.zeros_like(off)
+    shift = mask * smooth + _faded(off - smooth, ~mask[None])
+    shifted = np.asarray(painted) + shift.permute(1, 2, 0).numpy()
+    return Image.fromarray(shifted.round().clip(0, 255).astype(np.uint8))
 
 
 def covered(picture: Image.Image, mask: Tensor) -> Image.Image:
@@ -296,6 +296,19 @@ def _continued(total: Tensor, weight: Tensor) -> Tensor:
         return mean
     coarse = _continued(*(F.avg_pool2d(grid, 2, ceil_mode=True) for grid in (total, weight)))
     return torch.where(weight > 0, mean, F.interpolate(coarse[None], weight.shape[1:], mode="bilinear")[0])
+
+
+def _faded(values: Tensor, known: Tensor) -> Tensor:
+    """Values (C,H,W) where they are known, (1,H,W) bool, handed on from there from neighbour to neighbour, weaker at
+    every pixel; 0 where they are known, and from `FADE` pixels on."""
+    cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]])[None, None]
+    values, reached, faded = values * known, known.float(), torch.zeros_like(values)
+    for step in range(FADE):
+        total, weight = (F.conv2d(grid[:, None], cross, padding=1)[:, 0] for grid in (values, reached))
+        new = (weight > 0) & (reached == 0)
+        values, reached = torch.where(new, total / weight.clamp(min=1), values), reached + new
+        faded += new * values * (1 - step / FADE)
+    return faded
 
 
 def contact_sheet(
