@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paella import logits as of_logits
-from paella.logits import draw, entropy, guide, typical_keep
+from paella.logits import certain, draw, entropy, guide, typical_keep
 
 
 def slow_typical_keep(logits: torch.Tensor, mass: float, min_tokens: int) -> torch.Tensor:
@@ -126,6 +126,28 @@ def test_mass_one_keeps_everything() -> None:
     logits = random_logits()
     logits[:, 0] = -100
     assert typical_keep(logits, 1.0).all()
+
+
+@pytest.mark.parametrize("codes", [1, 2, 3, 40, 2000])
+@pytest.mark.parametrize("mass", [0.01, 0.5, 0.9, 1.0])
+def test_a_certain_token_is_all_that_is_kept(codes: int, mass: float) -> None:
+    scales = torch.linspace(0, 30, 400)[:, None]
+    logits = random_logits(400, codes, 1.0) * scales
+    logits[::7, 1:] = -torch.inf
+    tokens, known = certain(logits, mass)
+    keep = typical_keep(logits, mass)
+    assert torch.equal(keep[known], torch.nn.functional.one_hot(tokens[known], codes).bool())
+    assert known.any() == (mass < 1)
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.9])
+def test_what_a_model_is_sure_of_is_found_to_be_certain(mass: float) -> None:
+    """With a smoothed label the rest is spread evenly: of 1,024 codes 0.92 is enough, and 0.6 is not."""
+    for p, expected in ((0.92, True), (0.6, False)):
+        logits = torch.full((1, 1024), math.log((1 - p) / 1023))
+        logits[0, 17] = math.log(p)
+        tokens, known = certain(logits, mass)
+        assert known.item() == expected and tokens.item() == 17
 
 
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9])

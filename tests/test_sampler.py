@@ -10,8 +10,9 @@ from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.logits import draw, typical_keep
 from paella.noise import RENOISE_SOURCES, level
-from paella.sampler import RENOISE_PLACES, Denoise, SamplerSettings, guided, sample
+from paella.sampler import RENOISE_PLACES, Denoise, SamplerSettings, draw_typical, guided, sample
 
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
 
@@ -204,6 +205,20 @@ def test_a_low_typical_mass_leaves_the_most_typical_token() -> None:
     (free,) = run(two_thirds, a_canvas(0), replace(PLAIN, steps=1), 0)
     assert (filtered == 0).all()
     assert len(free.unique()) > 2
+
+
+@pytest.mark.parametrize("min_tokens", [1, 3])
+def test_each_position_is_drawn_from_its_typical_tokens_whether_they_are_one_or_more(min_tokens: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, CODES, 9, 7, generator=g) * torch.linspace(0, 12, 63).view(9, 7)  # from unsure to sure
+    uniform = torch.rand(2, 9, 7, generator=g)
+    settings = SamplerSettings(typical_mass=0.8, temperature=0.7, min_tokens=min_tokens)
+    rows = logits.permute(0, 2, 3, 1).reshape(-1, CODES)
+    keep = typical_keep(rows, 0.8, min_tokens)
+    one = keep.sum(1) == 1
+    assert min_tokens > 1 or 0.2 < one.float().mean() < 0.8
+    expected = draw(rows.masked_fill(~keep, -torch.inf), 0.7, uniform.flatten()).view(2, 9, 7)
+    assert torch.equal(draw_typical(logits, settings, uniform), expected)
 
 
 def test_min_tokens_reach_the_filter() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
-from paella.logits import confidence, draw, guide, typical_keep
+from paella.logits import certain, confidence, draw, guide, typical_keep
 from paella.noise import RENOISE_SOURCES, add_noise
 
 CACHED = 2**19  # logits filtered at a time on a CPU, whose caches hold these and not all
@@ -103,13 +103,26 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
-    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)  # (B·h·w, N)
-    at_once = max(CACHED // rows.shape[1], 1) if rows.device.type == "cpu" else len(rows)
-    tokens = []
-    for part, numbers in zip(rows.split(at_once), uniform.flatten().split(at_once), strict=True):
-        keep = typical_keep(part, settings.typical_mass, settings.min_tokens)
-        tokens.append(draw(part.masked_fill(~keep, -torch.inf), settings.temperature, numbers))
-    return torch.cat(tokens).view_as(uniform)
+    rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
+    if rows.device.type != "cpu":  # which would wait for the CPU to say which positions are left
+        return _drawn(rows, settings, numbers).view_as(uniform)
+    parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
+    return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
+
+
+def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
+    keep = typical_keep(rows, settings.typical_mass, settings.min_tokens)
+    return draw(rows.masked_fill(~keep, -torch.inf), settings.temperature, uniform)
+
+
+def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
+    """What `_drawn` returns, asking it only of the rows that have more than one typical token."""
+    if settings.min_tokens > 1:
+        return _drawn(rows, settings, uniform)
+    tokens, known = certain(rows, settings.typical_mass)
+    left = (~known).nonzero()[:, 0]
+    tokens[left] = _drawn(rows[left], settings, uniform[left])
+    return tokens
 
 
 def sample(
