@@ -117,11 +117,11 @@ def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
 
 def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """What `_drawn` returns, asking it only of the rows that have more than one typical token."""
-    if settings.min_tokens > 1:
+    if settings.min_tokens > 1 or not (known := certain(rows, settings.typical_mass)).any():
         return _drawn(rows, settings, uniform)
-    tokens, known = certain(rows, settings.typical_mass)
-    left = (~known).nonzero()[:, 0]
-    tokens[left] = _drawn(rows[left], settings, uniform[left])
+    tokens = torch.empty(len(rows), dtype=torch.int64)
+    tokens[known] = rows[known].argmax(-1)
+    tokens[~known] = _drawn(rows[~known], settings, uniform[~known])
     return tokens
 
 
