@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or newer), make and a C compiler. Everything else goes into .venv.
+# Needs python3 (3.11 or newer), make and a C++ compiler. Everything else goes into .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin

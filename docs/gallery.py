@@ -36,7 +36,7 @@ def save(name: str, pictures: list[Image.Image], captions: list[str]) -> None:
 
 
 def uncurated(p: Paella) -> None:
-    """64 prompts worded and mixed as in training, of other seeds, with the seeds 0 to 63: nothing is chosen."""
+    """64 prompts, plainly worded and mixed as scenes are by default, with the seeds 0 to 63: nothing is chosen."""
     scenes = HeldOutScenes(SIZE, names=p.objects)
     captions = [scenes[index][1] for index in range(64)]
     save("uncurated", p.generate(captions, seed=0), captions)

@@ -1,6 +1,7 @@
 """The face of the library: prompts in, pictures out."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -29,6 +30,14 @@ def test_a_picture_does_not_depend_on_its_batch(tiny: Paella) -> None:
 def test_prompts_do_not_depend_on_each_other(tiny: Paella) -> None:
     both = tiny.generate(["a dog", "a much longer prompt with a cat in it"], n=2, seed=3)
     assert content(both[2:]) == content(tiny.generate("a much longer prompt with a cat in it", n=2, seed=5))
+
+
+def test_one_model_serves_several_threads(tiny: Paella) -> None:
+    def asked(seed: int) -> list[bytes]:
+        return content(tiny.generate("a dog", n=1 + seed % 5, seed=seed))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(asked, range(16))) == [asked(seed) for seed in range(16)]
 
 
 def test_each_picture_may_have_a_seed_of_its_own(tiny: Paella) -> None:

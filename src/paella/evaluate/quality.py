@@ -64,8 +64,8 @@ ROWS = {
 
 
 class HeldOutScenes:
-    """`scenes[index]` is (RGB picture, caption): worded and mixed as in training, but drawn from other seeds; pairs are
-    those kept from training, where there are any.
+    """`scenes[index]` is (RGB picture, caption): plainly worded, and mixed as scenes are by default. Pairs are those
+    kept from training, where there are any; the rest is drawn from other seeds.
 
     Args:
         size: side of the pictures, in pixels.

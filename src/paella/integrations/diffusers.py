@@ -116,8 +116,9 @@ class PaellaPipeline(DiffusionPipeline):
                 drawn by torch's own generator.
             output_type: "pil", "np" (B,H,W,3) or "pt" (B,3,H,W): float32 in [0, 1], on the CPU.
             return_dict: False = a tuple of one.
-            callback_on_step_end: called as `callback(pipeline, step, steps_left, {"latents": tokens})` after each step;
-                on the CPU of each picture in turn. It may set `pipeline._interrupt = True` to raise `Cancelled`.
+            callback_on_step_end: called as `callback(pipeline, step, steps_left, {"latents": tokens})` after each step,
+                with those of the pictures that are drawn together. It may set `pipeline._interrupt = True` to raise
+                `Cancelled`.
 
         Raises:
             ValueError: an argument that is out of range, or that does not go with the others; the message names it.
