@@ -224,6 +224,11 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     assert picture.getpixel((0, 7)) == picture.getpixel((7, 7)) == BLUE
 
 
+def test_a_picture_whose_exif_data_are_damaged_is_read_as_it_is(tmp_path: Path) -> None:
+    add(tmp_path / "a.png", exif=b"Exif\0\0garbage!")
+    assert only(tmp_path).getcolors() == [(64, RED)]
+
+
 def half_clear(mode: str) -> Image.Image:
     """Left half opaque, right half transparent."""
     image = Image.new("RGBA", (32, 32), (*RED, 255))

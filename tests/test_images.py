@@ -15,6 +15,7 @@ from paella.images import (
     contact_sheet,
     covered,
     moved,
+    open_picture,
     retouched,
     save,
     to_pictures,
@@ -102,6 +103,13 @@ def test_a_saved_picture_says_how_it_was_made(tmp_path: Path) -> None:
         assert again.tobytes() == picture.tobytes() and again.info == {"prompt": "ein Bär", "seed": "7"}
     with pytest.raises(ValueError, match=r"^file: must end in \.png"):
         save(picture, str(tmp_path / "bear.jpg"))
+
+
+def test_an_opened_picture_whose_file_breaks_off_is_named(tmp_path: Path) -> None:
+    noise_pictures(1, 90, 90)[0].save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:9000])
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match=r"^mask: is not a whole picture"):
+        open_picture(opened, "mask")
 
 
 def off_by(picture: Image.Image, levels: np.ndarray) -> Image.Image:

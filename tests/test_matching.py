@@ -69,6 +69,18 @@ def test_any_size_of_picture(size: int) -> None:
     assert [NAMES[i] for i in best] == ["fox", "key", "pizza", "snowman"]
 
 
+@pytest.mark.parametrize("size", [48, 56, 64])
+def test_copies_are_counted_in_any_size_of_picture(size: int) -> None:
+    scenes = [Scene((name,) * count, "white", "count") for name in ("fox", "key", "pizza") for count in (2, 3, 4)]
+    matcher = Matcher(["fox", "key", "pizza"], size)
+    right = [
+        matcher.copies(pixels(drawn(scene, size, seed))[0], scene.objects[0]) == len(scene.objects)
+        for scene in scenes
+        for seed in range(4)
+    ]
+    assert np.mean(right) >= 0.9
+
+
 def test_another_object_is_wrong() -> None:
     scenes = [scene for scene, _ in held_out_prompts(10, "single", seed=3)]
     asked = [Scene((NAMES[NAMES.index(s.objects[0]) - 1],), s.background, s.layout) for s in scenes]

@@ -1,6 +1,7 @@
 """The face of the library: prompts in, pictures out."""
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any
@@ -186,7 +187,7 @@ def test_reconstruct_is_decode_of_encode(tiny: Paella) -> None:
     assert content(tiny.reconstruct(pictures[1:2])) == content(back[1:2])
 
 
-def test_devices_and_dtypes_by_name() -> None:
+def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda")
     assert resolve_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
@@ -194,6 +195,9 @@ def test_devices_and_dtypes_by_name() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match=r"^device: 'nonsense'"):
         resolve_device("nonsense")
+    for generation, expected in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, own=generation: own)
+        assert resolve_dtype("auto", torch.device("cuda")) == expected
     for wrong in ("int8", torch.int8):
         with pytest.raises(ValueError, match=r"^dtype: "):
             resolve_dtype(wrong, torch.device("cpu"))
@@ -257,3 +261,14 @@ def test_a_prompt_that_clip_does_not_read_to_its_end_is_named(tiny: Paella) -> N
     words = "a dog on a red background " * 20
     with pytest.warns(UserWarning, match=f"^prompt: cut to the {tiny.clip.context} tokens that CLIP reads: 'a dog"):  # type: ignore[union-attr]
         tiny.generate(words, steps=1)
+    picture = Image.new("RGB", (32, 32))
+    edits: list[Callable[[], Any]] = [
+        lambda: tiny.generate(words),
+        lambda: tiny.outpaint(picture, words, left=8),
+        lambda: tiny.compose([(words, "left")]),
+        lambda: tiny.vary(picture, guidance=1, negative_prompt="a cat"),
+    ]
+    for edit in edits:
+        with pytest.warns(UserWarning) as warned:
+            edit()
+        assert {one.filename for one in warned} == {__file__}  # not a line of ours

@@ -48,6 +48,12 @@ def test_a_wrong_entry_is_named(overrides: list[str], words: str) -> None:
         load_recipe(schema("predictor"), None, [*(["output=x"] if overrides else []), *overrides])
 
 
+def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(ValueError, match=r"^recipe: .*picture\.png: .*utf-8"):
+        load_recipe(schema("predictor"), tmp_path / "picture.png")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -71,6 +71,11 @@ def test_lookalikes_are_not_held_out_and_else_differ_in_one_respect() -> None:
     assert 0 < replaced < 0.05 * 2400  # the reversed pairs that would have been held out
 
 
+def test_without_another_object_there_is_no_lookalike() -> None:
+    with pytest.raises(ValueError, match=r"^objects: there must be more than 1: none is left beside fox"):
+        lookalikes(Scene(("fox",), "teal", "single"), generator(0), ["fox"])
+
+
 def test_a_lookalike_of_a_pair_keeps_one_object_in_its_place() -> None:
     rng = generator(5)
     kept = []

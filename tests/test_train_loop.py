@@ -294,8 +294,13 @@ def test_a_finished_run_is_not_trained_again(tiny_model: Path, pictures: Path, t
     assert len(rows(tmp_path)) == count
 
 
-def test_a_model_records_the_recipe_of_its_run(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_a_model_records_the_recipe_of_its_run_and_its_own_sizes(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
     run = train("predictor", tiny_model, tmp_path, "steps=1", f"data.folder={pictures}")
     recipe = json.loads((run / "recipe.json").read_text())
     assert recipe.pop("output") == str(tmp_path)
-    assert json.loads((run / "model" / "model.json").read_text())["recipe"] == recipe
+    sizes = json.loads((run / "model" / "predictor.json").read_text())
+    del sizes["architecture"]
+    recorded = json.loads((run / "model" / "model.json").read_text())["recipe"]
+    assert recorded == recipe | {"model": sizes} and recipe["model"] != sizes

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +134,8 @@ def test_training_starts_from_a_model_when_asked(tiny_model: Path, tmp_path: Pat
     assert isinstance(stage.modules["predictor"], TokenPredictor) and stage.modules["predictor"].training
     for key, value in stage.modules["predictor"].state_dict().items():
         assert torch.equal(value, own.state_dict()[key])
+    recorded = stage.pipeline(stage.modules["predictor"]).recipe
+    assert recorded is not None and recorded["model"] == asdict(own.config)  # and not what the recipe says of a new one
     save_vqgan(VQGAN(VQGANConfig(32, (1,), 1, (), False, 8, 4, n_embed=16, patch=2)), tmp_path)
     with pytest.raises(ValueError, match="init_from: its predictor is not for this VQGAN"):
         make_stage("predictor", tiny_model, f"init_from={tiny_model}", f"vqgan={tmp_path}")

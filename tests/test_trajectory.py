@@ -17,7 +17,7 @@ from paella.images import to_pictures
 from paella.logits import entropy
 from paella.pipeline import Paella
 from paella.sampler import Denoise, SamplerSettings, sample
-from paella.trajectory import Recorder, Step
+from paella.trajectory import Recorder, Step, film_strip
 
 
 def gray(tokens: Tensor) -> list[Image.Image]:
@@ -81,6 +81,11 @@ def test_every_frame_of_an_edit_is_finished_as_its_picture_is(tiny: Paella) -> N
         assert frame.size == source.size and frame.getpixel((29, 26)) == source.getpixel((29, 26))
     (untouched,) = tiny.restyle(source, "a dog", strength=0, trajectory=True)
     assert untouched.info["trajectory"] == []
+
+
+def test_of_pictures_without_steps_there_is_no_film_strip(tiny: Paella) -> None:
+    with pytest.raises(ValueError, match=r"^trajectory: these pictures have no steps"):
+        film_strip(tiny.restyle(Image.new("RGB", (32, 32)), "a fox", strength=0, trajectory=True))
 
 
 @pytest.mark.parametrize(

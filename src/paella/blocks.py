@@ -41,7 +41,7 @@ class ModulatedLayerNorm(nn.Module):
     def forward(self, x: Tensor, m: Tensor) -> Tensor:
         """x (B,h,w,C), m (B,h,w,C) or (B,1,1,C) -> (B,h,w,C), computed as m·(g·LN(x) + b), which rounds less often.
 
-        On a CPU the parameters may be float32 where x is not: see `Engine.to`.
+        On a CPU the parameters may be float32 where x is not: see `paella.placement.set_dtype`.
         """
         gamma, beta = self.gamma.flatten(), self.beta.flatten()
         scale, shift = gamma * self.ln.weight, gamma * self.ln.bias + beta

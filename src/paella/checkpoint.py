@@ -196,16 +196,6 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     os.replace(partial, path)
 
 
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Copies the tensors into the module, in its own dtype.
-
-    Raises:
-        CheckpointError: naming every missing, unexpected or wrong-shaped key.
-    """
-    _compare(module.state_dict(), tensors, path)
-    module.load_state_dict(tensors)
-
-
 def load_module(make: Callable[[], M], read: Callable[[], Mapping[str, Tensor]], path: str | Path) -> M:
     """The module that `make` makes, with a file's tensors as its weights, float32 and in evaluation mode.
 

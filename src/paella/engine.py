@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -278,7 +279,7 @@ class Engine:
         negative = options.get("negative_prompt")
         null = self._embed([negative or ""])[:, :, None, None]
         if negative and settings.guidance == 1:
-            warnings.warn("negative_prompt: does nothing at guidance 1, which asks for the prompt alone", stacklevel=3)
+            warn("negative_prompt: does nothing at guidance 1, which asks for the prompt alone")
         alike = {"ability": ability, "model": self.name, "settings": json.dumps(asdict(settings)), **(record or {})}
         if negative is not None:
             alike["negative_prompt"] = negative
@@ -336,8 +337,8 @@ class Engine:
         seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
         if len(seeds) != count:
             raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
-        if not all(0 <= one < 2**63 for one in seeds):
-            raise ValueError(f"seed: must be in 0 ... 2^63 - 1, not {seed}")
+        if outside := [one for one in seeds if not 0 <= one < 2**63]:
+            raise ValueError(f"seed: must be in 0 ... 2^63 - 1 for each picture, not {outside[0]}")
         return seeds
 
     def _embed(self, prompts: Sequence[str]) -> Tensor:
@@ -345,7 +346,7 @@ class Engine:
         texts = {text for text in prompts if text.strip()}
         for text in sorted(texts):
             if isinstance(self.clip, Clip) and self.clip.is_cut(text):
-                warnings.warn(f"prompt: cut to the {self.clip.context} tokens that CLIP reads: {text!r}", stacklevel=4)
+                warn(f"prompt: cut to the {self.clip.context} tokens that CLIP reads: {text!r}")
         known = {text: self.clip.embed_text([text])[0] for text in sorted(texts)}
         null = torch.zeros(self.clip.dim, device=self.device)
         return torch.stack([known.get(text, null) for text in prompts])
@@ -379,6 +380,14 @@ class Engine:
                     raise Cancelled
             steps = recorder.trajectories(self._pictures) if recorder is not None else [[] for _ in tokens]
             yield from zip(self._pictures(tokens), steps, strict=True)
+
+
+def warn(message: str) -> None:
+    """Warns of the line that called this library, however deep in it the cause was found."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "paella":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:

@@ -57,6 +57,10 @@ def _as_image(picture: Picture, name: str) -> Image.Image:
         picture = read_picture(picture, name)
     if not isinstance(picture, Image.Image):
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
+    try:
+        picture.load()  # one that was opened, and not read yet
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{name}: is not a whole picture") from error
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
     return picture
@@ -97,7 +101,8 @@ def as_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
 
     Gray of 16 bits or more is read as 0 ... 65535, or 0 ... 1 where its numbers are floats.
     """
-    image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # of damaged EXIF data, Pillow raises nearly anything; they say nothing then
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
         full = 1.0 if image.mode == "F" else 65535.0
         levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full

@@ -94,8 +94,8 @@ class Labels(nn.Module):
         Raises:
             CheckpointError: a file is missing or damaged.
         """
-        from paella.checkpoint import config_from, load_strictly, read_json, read_tensors
+        from paella.checkpoint import config_from, load_module, read_json, read_tensors
 
-        labels = cls(config_from(LabelsConfig, read_json(folder / "labels.json"), folder / "labels.json"))
-        load_strictly(labels, read_tensors(folder / "labels.safetensors"), folder / "labels.safetensors")
-        return labels.eval()
+        config = config_from(LabelsConfig, read_json(folder / "labels.json"), folder / "labels.json")
+        weights = folder / "labels.safetensors"
+        return load_module(lambda: cls(config), lambda: read_tensors(weights), weights)

@@ -81,6 +81,9 @@ def film_strip(pictures: Sequence[Image.Image]) -> Image.Image:
     """The trajectories of pictures that were drawn with one: a row for each picture, its steps from left to right.
 
     Its `info` has the figures as JSON under "trajectory": for each picture its prompt, its seed and its steps.
+
+    Raises:
+        ValueError: they have no steps, as pictures restyled with strength 0.
     """
     frames, captions, record = [], [], []
     for picture in pictures:
@@ -89,6 +92,8 @@ def film_strip(pictures: Sequence[Image.Image]) -> Image.Image:
         captions += [f"t {step.t:.2f}, entropy {step.entropy:.2f}, changed {step.changed:.0%}" for step in steps]
         about = {name: picture.info[name] for name in ("prompt", "seed")}
         record.append({**about, "steps": [step.figures() for step in steps]})
+    if not frames:
+        raise ValueError("trajectory: these pictures have no steps")
     strip = contact_sheet(frames, captions, columns=len(frames) // len(pictures))
     strip.info["trajectory"] = json.dumps(record)
     return strip

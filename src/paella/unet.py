@@ -29,7 +29,7 @@ class UNetConfig:
         levels = len(self.down_levels)
         if len(self.up_levels) != levels or levels == 0:
             raise ValueError(
-                f"unet: down_levels and up_levels must be equally many, not {levels}, {len(self.up_levels)}"
+                f"unet: down_levels and up_levels must be equally many, at least 1, not {levels}, {len(self.up_levels)}"
             )
         if not self.kernels or any(kernel < 1 or kernel % 2 == 0 for kernel in self.kernels):
             raise ValueError(f"unet: kernels must be odd numbers, not {self.kernels}")

@@ -46,7 +46,8 @@ class MaskGIT:
         the logarithm of their probability plus Gumbel noise, whose scale falls to zero. At least one more token is
         kept at each step. What is yielded shows hidden tokens as they were drawn.
 
-        Of the settings `renoise` has no meaning here; the published sampler is typical_mass 1, temperature 1.
+        Of the settings `renoise` and `renoise_at` have no meaning here; the published sampler is typical_mass 1,
+        temperature 1.
 
         Raises:
             ValueError: the canvas starts between 0 and 1, from noisy tokens: these cannot be told from known ones.

@@ -8,10 +8,10 @@ from typing import Any
 
 
 @contextmanager
-def drawing(pictures: int, title: str = "drawing") -> Iterator[Callable[[int, int, Any], None]]:
+def drawing(pictures: int) -> Iterator[Callable[[int, int, Any], None]]:
     """Shows how far the drawing of so many pictures is; yields what `Paella` takes as its `on_step`."""
     with _bar() as bar:
-        task = bar.add_task(f"{title} {pictures} picture{'s' * (pictures > 1)}", total=None)
+        task = bar.add_task(f"drawing {pictures} picture{'s' * (pictures > 1)}", total=None)
 
         def on_step(step: int, steps: int, tokens: Any) -> None:
             bar.update(task, total=pictures * steps, advance=len(tokens))

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from paella.data.scene import BACKGROUNDS, Layout, Scene, colours
-from paella.data.vocabulary import all_objects, objects
+from paella.data.vocabulary import all_objects
 
 BACKGROUND_JITTER = 12  # each channel, either way
 # the longer side of an object, as a share of the picture's side
@@ -34,7 +34,7 @@ def sprite(name: str) -> Image.Image:
     with resources.as_file(resources.files("paella.data").joinpath("NotoColorEmoji.ttf")) as path:
         font = _font(str(path))
     canvas = Image.new("RGBA", (2 * FONT_SIZE, 2 * FONT_SIZE))
-    character = objects().get(name) or all_objects()[name]
+    character = all_objects()[name]
     ImageDraw.Draw(canvas).text((FONT_SIZE // 4, FONT_SIZE // 4), character, font=font, embedded_color=True)
     return canvas.crop(canvas.getbbox())
 

@@ -152,6 +152,12 @@ def lookalikes(scene: Scene, rng: np.random.Generator, names: Sequence[str]) -> 
 
 
 def _other(rng: np.random.Generator, choices: Sequence[str], *these: str) -> str:
-    """One of the choices that is none of these."""
+    """One of the choices that is none of these.
+
+    Raises:
+        ValueError: there is no other.
+    """
     rest = [choice for choice in choices if choice not in these]
+    if not rest:
+        raise ValueError(f"objects: there must be more than {len(choices)}: none is left beside {' and '.join(these)}")
     return rest[rng.integers(len(rest))]

@@ -101,7 +101,7 @@ class Scenes:
         if wording not in get_args(Wording):
             raise ValueError(f"wording: must be one of {', '.join(get_args(Wording))}, not {wording!r}")
         if wording == "name" and any(shares[2:]):
-            raise ValueError(f"wording: name is of one object, and shares {list(shares)} ask for pairs too")
+            raise ValueError(f"wording: name is of one object, and shares {list(shares)} ask for several too")
 
     def __getitem__(self, index: int) -> tuple[Image.Image, str]:
         scene, words, rng = self._draw(index)
@@ -153,7 +153,7 @@ class LabelMaps:
 
     def __init__(self, scenes: Scenes, f: int) -> None:
         if scenes.patterned:
-            raise ValueError("patterned: a map has one label for a background, and some of these have two colours")
+            raise ValueError("data.patterned: a map has one label for a background, and some of these have two colours")
         self.scenes, self.f, self.names = scenes, f, scenes.names
         self.labels = (*scenes.names, *(f"{colour} background" for colour in BACKGROUNDS))
 

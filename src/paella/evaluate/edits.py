@@ -73,6 +73,8 @@ class Cases:
             others_of_it = [replace(scene, objects=(*scene.objects[:-1], name)) for name in names]
             fitting = [one for one in others_of_it if len({*scene.objects, *one.objects}) > len(scene.objects)]
             fitting = [one for one in fitting if unseen(one)] or fitting
+            if not fitting:
+                raise ValueError(f"objects: an edit asks for another than {' and '.join(scene.objects)}: there is none")
             scenes.append(scene)
             others.append(fitting[rng.integers(len(fitting))])
         pictures = real_pictures(scenes, size, seed, snap=snap, jitter=jitter)

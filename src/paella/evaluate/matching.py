@@ -22,7 +22,7 @@ from paella.data.render import OBJECT_SIZES, scaled_sprite
 from paella.data.scene import BACKGROUNDS, Layout
 from paella.images import Box
 
-GRID = 32  # cells to a side that pictures of any size are matched at
+GRID = 32  # least number of cells to a side that pictures of any size are matched at, where they have as many pixels
 FLAT = 2 / 255  # a window that varies less than this is taken to vary this much, so that a flat one matches nothing
 ENOUGH = 0.65  # correlation of an object that is there
 CHUNK = 64  # pictures matched at once: bounds the memory
@@ -37,8 +37,6 @@ OVERHANG = 2 / 64  # how far the search in one half of a picture reaches into th
 
 class Matcher:
     """Matches the renderings of `names` against pictures of `size` x `size` pixels.
-
-    Args:
 
     Raises:
         KeyError: a name is not in `paella.data.vocabulary`.
@@ -100,7 +98,7 @@ class Matcher:
             for row, column in (correlation[0, 0] >= ENOUGH).nonzero().tolist():
                 middle = [at + template.shape[-1] / 2 - pad for at, pad in zip((row, column), pads, strict=True)]
                 found.append((correlation[0, 0, row, column].item(), *middle))
-        apart = APART * sides[0] * GRID
+        apart = APART * sides[0] * self.size / self.cell
         places: list[tuple[float, float]] = []
         for _, row, column in sorted(found, reverse=True):
             if all(max(abs(row - other[0]), abs(column - other[1])) >= apart for other in places):
@@ -117,7 +115,7 @@ class Matcher:
         colour, alpha = templates[:, :3], templates[:, 3]
         window = templates.shape[-1]
         area = window * window
-        pads = [max(round(OUTSIDE * GRID), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
+        pads = [max(round(OUTSIDE * self.size / self.cell), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
         seen = F.pad(seen, (pads[1], pads[1], pads[0], pads[0]))
 
         # An object pasted onto the background, less that background, is: colour - alpha * background.

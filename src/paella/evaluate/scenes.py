@@ -66,7 +66,7 @@ class Pipeline(Protocol):
 
 
 def held_out_prompts(n: int, kind: Kind, seed: int, names: Sequence[str] | None = None) -> list[tuple[Scene, str]]:
-    """`n` scenes with captions, worded as for training but drawn from other seeds; pairs are those kept from training.
+    """`n` scenes with plain captions, drawn from other seeds than training's; pairs are those kept from training.
 
     Args:
         names: objects to draw from; by default those of the built-in model.

@@ -98,7 +98,7 @@ class LabelStage(TokenStage):
             recipe.data.size,
             name=recipe.name,
             objects=labels.config.names,
-            recipe=recipe.record(),
+            recipe=self.record(shipped.predictor) | {"dim": labels.dim},
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:

@@ -11,6 +11,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,23 +104,16 @@ class Average:
             else:
                 self.tensors[name].copy_(value)
 
-    def applied_to(self, module: nn.Module) -> _Applied:
+    @contextmanager
+    def applied_to(self, module: nn.Module) -> Iterator[nn.Module]:
         """A context in which `module` has the averaged weights, in evaluation mode."""
-        return _Applied(module, self.tensors)
-
-
-class _Applied:
-    def __init__(self, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-        self.module, self.tensors = module, tensors
-
-    def __enter__(self) -> nn.Module:
-        self.own = {name: value.clone() for name, value in self.module.state_dict().items()}
-        self.module.load_state_dict(self.tensors)
-        return self.module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        self.module.load_state_dict(self.own)
-        self.module.train()
+        own = {name: value.clone() for name, value in module.state_dict().items()}
+        module.load_state_dict(self.tensors)
+        try:
+            yield module.eval()
+        finally:
+            module.load_state_dict(own)
+            module.train()
 
 
 def save_checkpoint(
@@ -248,7 +242,7 @@ class Trainer:
         """How many the processes together take in one step."""
         return self.recipe.batch_size * self.recipe.accumulate * self.accelerator.num_processes
 
-    def averaged(self) -> _Applied:
+    def averaged(self) -> AbstractContextManager[nn.Module]:
         """A context in which the shipped module has its averaged weights, in evaluation mode."""
         return self.average.applied_to(self.plain[self.stage.shipped])
 

@@ -6,7 +6,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,11 @@ class TokenStage(Stage):
             metrics |= {f"{name} t {level}": mean for name, mean in means.items()}
         yield "predictor", (each * counted).sum() / counted.sum().clamp(min=1), metrics
 
+    def record(self, predictor: Predictor) -> dict[str, Any]:
+        """What the model says of its making: the recipe, with the sizes that the predictor has in the end."""
+        key = "model" if isinstance(predictor, TokenPredictor) else "transformer"
+        return self.recipe.record() | {key: asdict(predictor.config)}
+
     @abstractmethod
     def pipeline(self, shipped: nn.Module) -> Paella:
         """The whole model, with these weights."""
@@ -355,7 +360,7 @@ class PredictorStage(TokenStage):
             recipe.data.size,
             name=recipe.name,
             objects=names,
-            recipe=recipe.record(),
+            recipe=self.record(shipped),
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:

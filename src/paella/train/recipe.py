@@ -120,8 +120,8 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
     except OSError as error:
         raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except (YAMLError, TypeError) as error:  # TypeError: its top level is no mapping
-        raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
+    except (YAMLError, TypeError, UnicodeDecodeError) as error:  # TypeError: its top level is no mapping
+        raise ValueError(f"recipe: {path}: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         # of its several lines, the first says what is wrong
         key = f"{error.full_key}: " if error.full_key else ""

@@ -125,8 +125,9 @@ class VQGANStage(Stage):
         judged = self.recipe.adversarial_from is not None and step >= self.recipe.discriminator_from
         output, commitment = autoencoder(pixels)
         output = output.float()
-        difference = F.l1_loss(output, pixels) + self.recipe.gradient_weight * gradient_loss(output, pixels)
-        metrics = {"l1": F.l1_loss(output, pixels), "commitment": commitment}
+        l1 = F.l1_loss(output, pixels)
+        difference = l1 + self.recipe.gradient_weight * gradient_loss(output, pixels)
+        metrics = {"l1": l1, "commitment": commitment}
         adversarial = torch.zeros((), device=pixels.device)
         if judged and step >= (self.recipe.adversarial_from or 0):
             discriminator = self.modules["discriminator"]
