@@ -221,16 +221,19 @@ class Paella(Engine):
             prompt: something to move towards.
             strength: how far towards the prompt, from 0, the picture alone, to 1, the prompt alone. Default: 0.5.
             size: see `generate`.
-            options: see `generate`.
+            options: see `generate`. The default guidance is half as far from 1 as the model's own, and its own for the
+                prompt alone.
 
         Raises:
             ValueError: an argument out of range; the message names it.
         """
         if prompt is None and strength is not None:
             raise ValueError("strength: says how far to move towards a prompt, and there is none")
-        strength = 0.5 if strength is None else strength
+        strength = 0.0 if prompt is None else 0.5 if strength is None else strength
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        if options.get("guidance") is None:  # an embedding of a picture says more than that of a caption
+            options["guidance"] = 1 + (self.settings.guidance - 1) * (1 + strength) / 2
         prompts = per_picture(prompt or "", n)
         grid = self._grid(size, n, options)
         embedding = self._embed_picture(open_picture(image))
