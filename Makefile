@@ -20,7 +20,7 @@ demo: .venv/.installed  # the README's picture, by the built-in model
 	  "a puppy on a light blue background" \
 	  "coche sobre fondo amarillo" \
 	  "three stars on a purple background" \
-	  "two fish on a light blue background" \
+	  "two penguins on a light blue background" \
 	  "a sun above a house on a blue background" \
 	  "a pizza to the right of a hamburger on a teal background" \
 	  --output docs/images/demo.png
