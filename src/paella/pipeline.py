@@ -221,8 +221,8 @@ class Paella(Engine):
             prompt: something to move towards.
             strength: how far towards the prompt, from 0, the picture alone, to 1, the prompt alone. Default: 0.5.
             size: see `generate`.
-            options: see `generate`. By default pictures come as the predictor has them, which is more varied: guidance
-                (where there is no negative prompt) and temperature are 1, and go with `strength` to the model's own.
+            options: see `generate`. The default guidance is halfway from 1 to the model's own, as a picture's embedding
+                says more than a caption's; with a prompt it goes to the model's own with `strength`.
 
         Raises:
             ValueError: an argument out of range; the message names it.
@@ -232,10 +232,8 @@ class Paella(Engine):
         strength = 0.0 if prompt is None else 0.5 if strength is None else strength
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
-        if options.get("guidance") is None and not options.get("negative_prompt"):
-            options["guidance"] = 1 + strength * (self.settings.guidance - 1)
-        if options.get("temperature") is None:
-            options["temperature"] = 1 + strength * (self.settings.temperature - 1)
+        if options.get("guidance") is None:
+            options["guidance"] = 1 + (self.settings.guidance - 1) * (1 + strength) / 2
         prompts = per_picture(prompt or "", n)
         grid = self._grid(size, n, options)
         embedding = self._embed_picture(open_picture(image))
