@@ -105,11 +105,16 @@ def test_a_saved_picture_says_how_it_was_made(tmp_path: Path) -> None:
         save(picture, str(tmp_path / "bear.jpg"))
 
 
-def test_an_opened_picture_whose_file_breaks_off_is_named(tmp_path: Path) -> None:
+def test_an_opened_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     noise_pictures(1, 90, 90)[0].save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:9000])
-    with Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match=r"^mask: is not a whole picture"):
+    with Image.open(tmp_path / "a.png") as opened, pytest.raises(ValueError, match=r"^mask: cannot be read"):
         open_picture(opened, "mask")
+    noise_pictures(1)[0].save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    with pytest.raises(ValueError, match=r"^image: cannot be read"):
+        open_picture(closed)
 
 
 def off_by(picture: Image.Image, levels: np.ndarray) -> Image.Image:

@@ -79,7 +79,7 @@ def test_a_value_out_of_range_is_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("t_power=0", "t_power: must be more than 0, not 0"),
+        ("t_power=0", "t_power: must be a finite number above 0, not 0"),
         ("image_shift=1", "image_shift: must be at least 0 and less than 1, not 1"),
         ("context_share=1 region_share=0", "context_share: is of samples with a clean region"),
         ("grow=true", "grow: needs init_from"),

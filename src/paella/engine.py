@@ -385,7 +385,7 @@ class Engine:
 def warn(message: str) -> None:
     """Warns of the line that called this library, however deep in it the cause was found."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == "paella":
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "paella":
         level, frame = level + 1, frame.f_back
     warnings.warn(message, stacklevel=level)
 

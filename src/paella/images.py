@@ -59,8 +59,8 @@ def _as_image(picture: Picture, name: str) -> Image.Image:
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     try:
         picture.load()  # one that was opened, and not read yet
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{name}: is not a whole picture") from error
+    except (AssertionError, OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"{name}: cannot be read; it is closed, or not a whole picture") from error
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
     return picture
@@ -259,7 +259,7 @@ def composite(original: Image.Image, painted: Image.Image, weights: Tensor) -> I
 
 
 ALIKE = 32  # of 255: two pixels that differ by more do not show the same thing
-FADE = 4  # pixels into the mask over which what does not show the same thing goes over
+FADE = 4  # pixels inside the mask, over which what differs at its border all the same fades away
 
 
 def retouched(painted: Image.Image, original: Image.Image, mask: Tensor) -> Image.Image:

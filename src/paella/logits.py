@@ -52,10 +52,12 @@ MARGIN = 1e-5  # for rounding, in `certain`
 
 
 def certain(logits: Tensor, mass: float) -> Tensor:
-    """Rows whose likeliest token is known to be all that `typical_keep` keeps, for a tenth of its work.
+    """Rows whose likeliest token is known to be all that `typical_keep` keeps with `min_tokens` 1, for a tenth of its
+    work.
 
-    It is where it reaches the mass, and no other can be as near to the entropy H: the surprise of the others is at
-    least -log(1-p), if p is its probability, and H is greatest where they are all alike.
+    Let p > 1/2 be its probability, which must reach the mass. The surprise of the others is at least -log(1-p), so it
+    is the nearest to the entropy H wherever H is below the middle of -log p and -log(1-p). And H is at most what it is
+    where the others are all alike.
 
     Args:
         logits: (n,N), any float dtype.

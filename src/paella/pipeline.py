@@ -222,14 +222,15 @@ class Paella(Engine):
             strength: how far towards the prompt, from 0, the picture alone, to 1, the prompt alone. Default: 0.5.
             size: see `generate`.
             options: see `generate`. The default guidance is halfway from 1 to the model's own, as a picture's embedding
-                says more than a caption's; with a prompt it goes to the model's own with `strength`.
+                says more than a caption's; with a prompt it rises with `strength`, to the model's own at 1.
 
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        if prompt is None and strength is not None:
+        if strength is None:
+            strength = 0.0 if prompt is None else 0.5
+        elif prompt is None:
             raise ValueError("strength: says how far to move towards a prompt, and there is none")
-        strength = 0.0 if prompt is None else 0.5 if strength is None else strength
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         if options.get("guidance") is None:
@@ -258,7 +259,7 @@ class Paella(Engine):
             start, end: each a prompt (a string) or a picture (anything else).
             frames: how many, the first of `start` and the last of `end`.
             size: see `generate`.
-            options: see `generate`; `seed` is that of every frame.
+            options: see `generate`; `seed` is that of every frame. So is the guidance, which `vary` has lower.
 
         Raises:
             ValueError: an argument out of range; the message names it.

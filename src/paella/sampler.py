@@ -104,7 +104,7 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
-    if rows.device.type != "cpu":  # which would wait for the CPU to say which positions are left
+    if rows.device.type != "cpu":  # a GPU would have to wait for the CPU, to know how many are left
         return _drawn(rows, settings, numbers).view_as(uniform)
     parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
     return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
@@ -116,7 +116,7 @@ def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
 
 
 def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
-    """What `_drawn` returns, asking it only of the rows that have more than one typical token."""
+    """What `_drawn` returns, asking it only of the rows that are not known to have one typical token alone."""
     if settings.min_tokens > 1 or not (known := certain(rows, settings.typical_mass)).any():
         return _drawn(rows, settings, uniform)
     tokens = torch.empty(len(rows), dtype=torch.int64)

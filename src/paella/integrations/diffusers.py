@@ -108,7 +108,7 @@ class PaellaPipeline(DiffusionPipeline):
             mask_image: of the image's size, white is repainted.
             strength: how much of the image's tokens is noise at the start: 0 = none, 1 = all; see `Paella.restyle`.
             height, width: in pixels, where the picture is not an edited one. None = the model's own.
-            num_inference_steps, guidance_scale: None = the model's own.
+            num_inference_steps, guidance_scale: None = the model's own; for `image` alone, what `Paella.vary` has.
             negative_prompt: what to steer away from in all pictures.
             num_images_per_prompt: at least 1.
             generator: stands for its seed, `generator.initial_seed()`, whatever it has drawn since: picture i of the

@@ -77,7 +77,7 @@ class TokenRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.t_power < math.inf:
-            raise ValueError(f"t_power: must be more than 0, not {self.t_power}")
+            raise ValueError(f"t_power: must be a finite number above 0, not {self.t_power}")
         if self.grow and self.init_from is None:
             raise ValueError("grow: needs init_from, a model whose U-Net is to grow")
 

@@ -99,6 +99,18 @@ def _check(record: Any, prefix: str, **least: int) -> None:
             raise ValueError(f"{prefix}{name}: must be at least {bound}, not {getattr(record, name)}")
 
 
+def _file(path: str | Path) -> Any:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    try:
+        return OmegaConf.load(path)
+    except OSError as error:
+        raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe: {path}: {' '.join(str(error).split())}") from error
+
+
 def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[str] = ()) -> R:
     """The recipe of that file with `key=value` overrides, as a record of type `schema`.
 
@@ -112,16 +124,14 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
     try:
         layers: list[Any] = [OmegaConf.structured(schema)]
         if path is not None:
-            layers.append(OmegaConf.load(path))
+            layers.append(_file(path))
         for override in overrides:
             if "=" not in override:
                 raise ValueError(f"recipe: {override!r} is not of the form key=value")
         layers.append(OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
-    except OSError as error:
-        raise ValueError(f"recipe: cannot read {path}: {error.strerror}") from error
-    except (YAMLError, TypeError, UnicodeDecodeError) as error:  # TypeError: its top level is no mapping
-        raise ValueError(f"recipe: {path}: {' '.join(str(error).split())}") from error
+    except (YAMLError, TypeError) as error:  # TypeError: the file's top level is no mapping
+        raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
     except OmegaConfBaseException as error:
         # of its several lines, the first says what is wrong
         key = f"{error.full_key}: " if error.full_key else ""
