@@ -3,7 +3,7 @@
     python benchmarks/finetune.py
 
 Draws the pictures, trains by recipes/finetune.yaml, and asks the model before and after: for the new object, and for
-held-out emoji scenes of its own. Tokenizer and CLIP stay as they are.
+held-out emoji scenes of its own, several of one object among them. Tokenizer and CLIP stay as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from paella.data.scene import draw_scene
 from paella.data.scenes import Scenes
 from paella.data.vocabulary import all_objects
 from paella.data.wordings import told
+from paella.evaluate.counts import evaluate_counts
 from paella.evaluate.scenes import KINDS, Rate, held_out_prompts, score_scenes
 from paella.train.loop import CHECKPOINT
 from paella.train.predictor import PredictorRecipe, main
@@ -33,6 +34,7 @@ ROWS = {
     "small_top1": "old ones, small",
     "pair_both_top1": "old pairs, both",
     "background": "old ones, background",
+    "exact": "old ones, as many as asked for",
 }
 
 
@@ -59,7 +61,8 @@ def asked_for_old(pipeline: Paella, n: int, seed: int) -> dict[str, Rate]:
     """How often held-out scenes of the objects that it knew are drawn right."""
     prompts = [prompt for kind in KINDS for prompt in held_out_prompts(n, kind, seed, pipeline.objects)]
     scenes, captions = [scene for scene, _ in prompts], [words for _, words in prompts]
-    return score_scenes(pipeline.generate(captions, seed=seed), scenes, captions, pipeline.objects)
+    rates = score_scenes(pipeline.generate(captions, seed=seed), scenes, captions, pipeline.objects)
+    return rates | evaluate_counts(pipeline, n, seed, names=pipeline.objects, snap=8)["generated"]
 
 
 def run(name: str, model: str | None, output: Path, n: int, overrides: list[str]) -> str:

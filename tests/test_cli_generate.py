@@ -101,6 +101,14 @@ def test_a_prompt_without_a_known_object_is_hinted_at(generate: Run, prompts: li
     assert (result.code, result.err.count("\n")) == (0, bool(named)) and named in result.err
 
 
+def test_a_model_of_own_pictures_may_know_more_than_it_lists(paella: Run, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "own")
+    about = json.loads((tmp_path / "own" / "model.json").read_text())
+    about["recipe"] = {"data": {"folder": "my-pictures"}}
+    (tmp_path / "own" / "model.json").write_text(json.dumps(about))
+    assert paella("generate", "a dragon", "--model", tmp_path / "own", "--output", "dragon.png").err == ""
+
+
 def test_a_negative_prompt_without_guidance_is_warned_of(generate: Run) -> None:
     result = generate("a fox", "--guidance", 1, "--negative-prompt", "a bear", "-o", "fox.png")
     assert result.code == 0 and result.err.startswith("paella: warning: --negative-prompt: does nothing at guidance 1")

@@ -60,7 +60,8 @@ def draw(
     if interrupted:
         warn(f"interrupted: {len(pictures)} of {count} pictures {'is' if len(pictures) == 1 else 'are'} finished")
     else:
-        hint_at_objects(pipeline.objects, prompts)
+        if not (pipeline.recipe or {}).get("data", {}).get("folder"):  # else it knows own pictures too
+            hint_at_objects(pipeline.objects, prompts)
     if pictures:
         number = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
         typer.echo(
