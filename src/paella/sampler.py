@@ -119,9 +119,9 @@ def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) 
     """What `_drawn` returns, asking it only of the rows that are not known to have one typical token alone."""
     if settings.min_tokens > 1 or not (known := certain(rows, settings.typical_mass)).any():
         return _drawn(rows, settings, uniform)
-    tokens = torch.empty(len(rows), dtype=torch.int64)
+    tokens, left = torch.empty(len(rows), dtype=torch.int64), ~known
     tokens[known] = rows[known].argmax(-1)
-    tokens[~known] = _drawn(rows[~known], settings, uniform[~known])
+    tokens[left] = _drawn(rows[left], settings, uniform[left])
     return tokens
 
 

@@ -59,9 +59,8 @@ def draw(
     drawn = time.perf_counter()
     if interrupted:
         warn(f"interrupted: {len(pictures)} of {count} pictures {'is' if len(pictures) == 1 else 'are'} finished")
-    else:
-        if not (pipeline.recipe or {}).get("data", {}).get("folder"):  # else it knows own pictures too
-            hint_at_objects(pipeline.objects, prompts)
+    elif not (pipeline.recipe or {}).get("data", {}).get("folder"):  # of own pictures it knows what no list names
+        hint_at_objects(pipeline.objects, prompts)
     if pictures:
         number = "1 picture" if len(pictures) == 1 else f"{len(pictures)} pictures"
         typer.echo(

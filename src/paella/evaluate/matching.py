@@ -45,6 +45,7 @@ class Matcher:
     def __init__(self, names: Sequence[str], size: int = 64) -> None:
         self.names, self.size = list(names), size
         self.cell = max(1, size // GRID)  # pixels
+        self.cells = size / self.cell  # to a side
         self._templates: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -98,7 +99,7 @@ class Matcher:
             for row, column in (correlation[0, 0] >= ENOUGH).nonzero().tolist():
                 middle = [at + template.shape[-1] / 2 - pad for at, pad in zip((row, column), pads, strict=True)]
                 found.append((correlation[0, 0, row, column].item(), *middle))
-        apart = APART * sides[0] * self.size / self.cell
+        apart = APART * sides[0] * self.cells
         places: list[tuple[float, float]] = []
         for _, row, column in sorted(found, reverse=True):
             if all(max(abs(row - other[0]), abs(column - other[1])) >= apart for other in places):
@@ -115,7 +116,7 @@ class Matcher:
         colour, alpha = templates[:, :3], templates[:, 3]
         window = templates.shape[-1]
         area = window * window
-        pads = [max(round(OUTSIDE * self.size / self.cell), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
+        pads = [max(round(OUTSIDE * self.cells), -(-(window - extent) // 2)) for extent in seen.shape[-2:]]
         seen = F.pad(seen, (pads[1], pads[1], pads[0], pads[0]))
 
         # An object pasted onto the background, less that background, is: colour - alpha * background.
