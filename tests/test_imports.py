@@ -19,7 +19,7 @@ ALLOWED = {
     "logits": set(),
     "images": set(),
     "fingerprint": set(),
-    "clip": set(),
+    "clip": {"placement"},
     "labels": set(),
     "blocks": {"noise"},
     "placement": {"blocks"},

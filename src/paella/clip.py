@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paella.placement import sent
+
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
@@ -126,7 +128,8 @@ class Clip:
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Texts -> embeddings (B,d). A text's embedding does not depend on the others."""
-        pooled = self.model.text_model(input_ids=self.tokenize(texts).to(self.model.device)).pooler_output
+        ids = sent(self.tokenize(texts), self.model.device)
+        pooled = self.model.text_model(input_ids=ids).pooler_output
         return self.whitened(self.model.text_projection(pooled))
 
     @torch.no_grad()

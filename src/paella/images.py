@@ -218,10 +218,11 @@ def blanked(pixels: Tensor, known: Tensor) -> Tensor:
 def moved(grids: Tensor, offsets: Tensor) -> Tensor:
     """Grids (B,h,w), each moved down and right by so many places: offsets (B,2) int64 of either sign. Their outermost
     rows and columns fill what they leave behind."""
-    batch, height, width = grids.shape
-    rows = (torch.arange(height) - offsets[:, :1]).clamp(0, height - 1)  # (B,h)
-    columns = (torch.arange(width) - offsets[:, 1:]).clamp(0, width - 1)  # (B,w)
-    return grids[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None]]
+    (_, height, width), offsets = grids.shape, offsets.to(grids.device)
+    images, rows, columns = (torch.arange(side, device=grids.device) for side in grids.shape)
+    rows = (rows - offsets[:, :1]).clamp(0, height - 1)  # (B,h)
+    columns = (columns - offsets[:, 1:]).clamp(0, width - 1)  # (B,w)
+    return grids[images[:, None, None], rows[:, :, None], columns[:, None]]
 
 
 def token_mask(mask: Tensor, f: int, margin: int = 0) -> Tensor:

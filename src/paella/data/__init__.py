@@ -131,4 +131,5 @@ def open_loader(data: PictureData, batch_size: int, seed: int, *, start: int = 0
         collate_fn=collate,
         num_workers=workers,
         worker_init_fn=own_process_group,
+        pin_memory=torch.cuda.is_available(),  # a GPU then fetches a batch while it is at work
     )

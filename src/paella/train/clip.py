@@ -21,6 +21,7 @@ from paella.data.folder import Folder
 from paella.data.scenes import Scenes, hard_scenes
 from paella.evaluate.clip_score import unit_embeddings
 from paella.images import contact_sheet
+from paella.placement import sent
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 
@@ -164,7 +165,7 @@ class ClipStage(Stage):
         self.gallery = hard_gallery(self.data, recipe.seed + 1)
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
-        ids = self.clip.tokenize(captions).to(pixels.device)
+        ids = sent(self.clip.tokenize(captions), pixels.device)
         text, image, scale, thumbnails = self.modules["towers"](ids, self.clip.prepare(pixels))
         scale = scale.clamp(max=MAX_SCALE)
         logits = scale * text @ image.T

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +23,7 @@ class Journal:
 
     def __init__(self, output: Path, recipe: Recipe, active: bool) -> None:
         self.output, self.recipe, self.active = output, recipe, active
-        self.sums: dict[str, list[float]] = {}
+        self.found: dict[str, list[Tensor]] = {}
         self.since = time.monotonic()
         self.steps = 0
         self.seconds_at_peak: float | None = None  # of a step, once its arithmetic was counted
@@ -45,23 +45,23 @@ class Journal:
         return _Progress(done, steps, self.active, self)
 
     def add(self, batches: Sequence[Mapping[str, Tensor | float]]) -> None:
-        """Takes note of what the batches of one step log."""
+        """Takes note of what the batches of one step log. No number is read yet: a GPU may still be at it."""
         self.steps += 1
         for name, value in chain.from_iterable(metrics.items() for metrics in batches):
-            number = value.item() if isinstance(value, Tensor) else value
-            if math.isfinite(number):  # NaN = this batch has nothing to say about it
-                self.sums.setdefault(name, []).append(number)
+            self.found.setdefault(name, []).append(torch.as_tensor(value).detach())
 
     def write(self, step: int, samples: int) -> None:
         """Writes the means since the last line; a step takes that many samples."""
-        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        numbers = {name: torch.stack(values).double() for name, values in self.found.items()}
+        finite = {name: values[values.isfinite()] for name, values in numbers.items()}  # NaN = had nothing to say
+        means = {name: values.mean().item() for name, values in finite.items() if len(values)}
         seconds = time.monotonic() - self.since
         means["samples per second"] = self.steps * samples / seconds
         if self.seconds_at_peak is not None:
             means["share of peak"] = self.steps * self.seconds_at_peak / seconds
         self._write(step, means)
         self.latest = means
-        self.sums, self.since, self.steps = {}, time.monotonic(), 0
+        self.found, self.since, self.steps = {}, time.monotonic(), 0
 
     def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
         before = time.monotonic()

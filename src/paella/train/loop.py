@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
@@ -98,11 +99,14 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))  # the first steps are not worth remembering
+        changing: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                self.tensors[name].lerp_(value, 1 - decay)
+                changing[0].append(self.tensors[name])
+                changing[1].append(value)
             else:
                 self.tensors[name].copy_(value)
+        get_ema_multi_avg_fn(decay)(*changing, 0)  # all at once: on a GPU each would wait for its turn
 
     @contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -211,14 +215,18 @@ class Trainer:
 
     def __init__(self, stage: Stage, recipe: Recipe) -> None:
         from accelerate import Accelerator, PartialState
-        from accelerate.utils import parse_flag_from_env
+        from accelerate.utils import DataLoaderConfiguration, parse_flag_from_env
 
         self.stage, self.recipe = stage, recipe
         wanted = "bfloat16" if recipe.precision == "bf16" else recipe.precision
         device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
         self.dtype = resolve_dtype(wanted, device)
         mixed = "bf16" if self.dtype == torch.bfloat16 else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, gradient_accumulation_steps=recipe.accumulate)
+        self.accelerator = Accelerator(
+            mixed_precision=mixed,
+            gradient_accumulation_steps=recipe.accumulate,
+            dataloader_config=DataLoaderConfiguration(non_blocking=True),
+        )
         torch.manual_seed(recipe.seed)
         stage.device = self.accelerator.device
         self.plain = {name: module.to(memory_format=torch.channels_last) for name, module in stage.modules.items()}  # type: ignore[call-overload]
@@ -236,6 +244,7 @@ class Trainer:
                 torch.compile(module) if recipe.compile else module, self.optimizers[name]
             )
         self.average = Average(self.plain[stage.shipped], recipe.ema)
+        self.unchecked: list[tuple[str, int, Tensor]] = []  # module, step, whether its loss and gradient were finite
 
     @property
     def samples(self) -> int:
@@ -249,8 +258,7 @@ class Trainer:
     def step(self, batches: Iterator[Any], step: int) -> list[Metrics]:
         """Changes each module once, by the losses of the next `accumulate` batches; returns what each batch logs.
 
-        Raises:
-            RuntimeError: a loss or a gradient is no longer finite.
+        Nothing here waits for a GPU, which works off one step while the next is prepared.
         """
         recipe, accelerator = self.recipe, self.accelerator
         rate = learning_rate(recipe.optimizer, step, recipe.steps)
@@ -269,11 +277,7 @@ class Trainer:
                         norm = accelerator.clip_grad_norm_(self.plain[name].parameters(), recipe.optimizer.clip)
                         metrics[f"{name} gradient"] = norm
                         finite &= torch.isfinite(norm)
-                    if not finite:
-                        raise RuntimeError(
-                            f"{name}: its loss or gradient is no longer finite in step {step + 1}; try a smaller "
-                            f"optimizer.learning_rate. {Path(recipe.output) / CHECKPOINT} is as it was last written"
-                        )
+                    self.unchecked.append((name, step + 1, finite))
                     for group in self.optimizers[name].param_groups:
                         group["lr"] = rate * group["scale"]
                     self.optimizers[name].step()  # until then, Accelerate makes these two do nothing
@@ -281,6 +285,21 @@ class Trainer:
             logged.append({**metrics, "rate": rate})
         self.average.update(self.plain[self.stage.shipped], step + 1)
         return logged
+
+    def check_finite(self) -> None:
+        """Looks at the steps since it last did; to be called before anything of them is written.
+
+        Raises:
+            RuntimeError: a loss or a gradient was not finite.
+        """
+        finite = torch.stack([finite for _, _, finite in self.unchecked]).tolist()
+        for (name, step, _), well in zip(self.unchecked, finite, strict=True):
+            if not well:
+                raise RuntimeError(
+                    f"{name}: its loss or gradient is no longer finite in step {step}; try a smaller "
+                    f"optimizer.learning_rate. {Path(self.recipe.output) / CHECKPOINT} is as it was last written"
+                )
+        self.unchecked.clear()
 
 
 def train(stage: Stage, recipe: Recipe) -> Path:
@@ -315,12 +334,16 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 step += 1
                 advance()
                 last = step == recipe.steps
-                if step % recipe.log_every == 0 or last:
+                logs, shows = (last or step % every == 0 for every in (recipe.log_every, recipe.preview_every))
+                saves = last or interrupts.received or time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                if logs or shows or saves:
+                    trainer.check_finite()
+                if logs:
                     journal.write(step, trainer.samples)
-                if writes and (step % recipe.preview_every == 0 or last):
+                if writes and shows:
                     with trainer.averaged() as shipped, torch.no_grad():
                         journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
-                if interrupts.received or last or time.monotonic() - saved > 60 * recipe.checkpoint_minutes:
+                if saves:
                     if writes:
                         with trainer.averaged() as shipped:
                             stage.save(shipped, output / "model")  # so that a run can be tried at any time

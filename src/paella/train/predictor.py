@@ -38,7 +38,7 @@ from paella.evaluate.metrics import by_noise_level, mean_where
 from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
 from paella.pipeline import Paella
-from paella.placement import resolve_device
+from paella.placement import resolve_device, sent
 from paella.sampler import SamplerSettings
 from paella.train.clip import warn_of_cut_captions
 from paella.train.growth import grown
@@ -222,10 +222,10 @@ class TokenStage(Stage):
         regions = clean_regions(batch, height, width, recipe.region_share)
         null_share = torch.where(regions.flatten(1).any(1), recipe.region_null_share, recipe.null_share)
         condition, u = self.asked(u, pixels, annotations, torch.rand(batch) < null_share, regions)
-        t = torch.rand(batch).pow(recipe.t_power).to(device)
-        noise = torch.randint(self.vqgan.config.n_embed, u.shape).to(device)
-        noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape).to(device))
-        noisy = torch.where(regions.to(device), u, noisy)
+        t = torch.rand(batch, device=device).pow(recipe.t_power)
+        noise = torch.randint(self.vqgan.config.n_embed, u.shape, device=device)
+        noisy = self.method.corrupt(u, t, noise, torch.rand(u.shape, device=device))
+        noisy = torch.where(sent(regions, device), u, noisy)
         counted = self.method.counted(noisy)
         logits = self.modules["predictor"](noisy, condition, t)
         rows = logits.permute(0, 2, 3, 1).reshape(-1, logits.shape[1])  # contiguous: a softmax far faster
@@ -341,7 +341,7 @@ class PredictorStage(TokenStage):
         of_region = null & regions.flatten(1).any(1)
         chosen = (of_region & (torch.rand(len(null)) < self.recipe.context_share)).nonzero()[:, 0].to(data.device)
         if len(chosen):
-            visible = blanked(self.pixels(data[chosen]), regions.to(data.device)[chosen])
+            visible = blanked(self.pixels(data[chosen]), sent(regions, data.device)[chosen])
             condition[chosen] = self.clip.to(data.device).embed_images(visible).float()
         return condition
 

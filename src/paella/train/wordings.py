@@ -22,6 +22,7 @@ from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
 from paella.images import contact_sheet
+from paella.placement import sent
 from paella.train.clip import tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
@@ -97,11 +98,13 @@ class WordingsStage(Stage):
 
     def losses(self, pixels: Sequence[str], annotations: Sequence[str], step: int) -> Iterator[Loss]:
         varied, plain = pixels, annotations
-        text = self.modules["text"](self.clip.tokenize(varied).to(self.device))
+        text = self.modules["text"](sent(self.clip.tokenize(varied), self.device))
         target = self.targets(plain)
         logits = self.recipe.scale * text @ target.T
         # a plain caption that is there twice is as right in both places
-        same = torch.tensor([[one == other for other in plain] for one in plain], device=self.device)
+        first = {caption: place for place, caption in reversed(list(enumerate(plain)))}
+        own = torch.tensor([first[caption] for caption in plain], device=self.device)
+        same = own[:, None] == own
         contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
         read, meant = self.clip.whitened(text), self.clip.whitened(target)  # as predictors read them
         distance = (read - meant).square().mean() / self.variance
