@@ -3,6 +3,8 @@
     python benchmarks/sampling.py                                              about ten minutes on two cores
     python benchmarks/sampling.py --models v1 --sizes 256 --batches 1          one picture by the published size
     python benchmarks/sampling.py --megapixels 70                              every batch of every size: on a GPU
+    python benchmarks/sampling.py --models v1 --sizes 256 --batches 1 64 --megapixels 5 --compile
+                                                                               compiled: on a GPU, a step is one graph
     python benchmarks/sampling.py --models v1 --config tests/parity/config.json --sizes 64 --batches 1
                                                                                a tiny model: does the script work?
 
@@ -32,6 +34,7 @@ from torch import Tensor
 from paella import official
 from paella.pipeline import Paella
 from paella.sampler import draw_typical
+from paella.speedups import compile_steps
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
 
@@ -99,6 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--megapixels", type=float, default=0.3, help="batches (of more than one) that have more in all are left out"
     )
+    parser.add_argument("--compile", action="store_true", help="as `from_pretrained(compile=True)` does")
     parser.add_argument("--config", type=Path, help="sizes in place of v1's, as for paella import-checkpoint")
     args, device, dtype = placed(parser)
 
@@ -107,6 +111,8 @@ def main() -> None:
             model = Paella.from_pretrained(device=args.device, dtype=dtype)
         else:
             model = v1(json.loads(args.config.read_text()) if args.config else official.V1, device, dtype)
+        if args.compile:
+            compile_steps(model.predictor)
         built = peak_memory(device)
         model.generate(PROMPT, batches, size=sizes, steps=1)  # what only the first time takes
         found = turns(lambda: turn(model, sizes, batches), args.runs)
@@ -115,7 +121,7 @@ def main() -> None:
         return {
             "model": models,
             "predictor": millions(model.predictor),
-            "dtype": short(model.dtype),
+            "dtype": f"{short(model.dtype)}{' compiled' if args.compile else ''}",
             "steps": model.settings.steps,
             "guidance": f"{model.settings.guidance:g}",
             "size": sizes,
