@@ -17,6 +17,7 @@ ALLOWED = {
     "canvas": set(),
     "noise": set(),
     "logits": set(),
+    "kernels": set(),
     "images": set(),
     "fingerprint": set(),
     "clip": {"placement"},
@@ -24,7 +25,7 @@ ALLOWED = {
     "blocks": {"noise"},
     "placement": {"blocks"},
     "edits": {"canvas", "noise"},
-    "sampler": {"canvas", "noise", "logits"},
+    "sampler": {"canvas", "noise", "logits", "kernels"},
     "unet": {"blocks"},
     "speedups": {"blocks"},
     "tiles": set(),
@@ -125,7 +126,7 @@ def test_import_paella_is_fast() -> None:
 
 
 def test_the_sampler_knows_no_model() -> None:
-    heavy = ("paella.unet", "paella.vqgan", "paella.clip", "transformers")
+    heavy = ("paella.unet", "paella.vqgan", "paella.clip", "paella.kernels", "transformers")
     assert loaded_by("import paella.sampler", "paella.sampler", *heavy) == ["paella.sampler"]
 
 

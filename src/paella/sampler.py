@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
@@ -105,7 +106,8 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
     if rows.device.type != "cpu":  # a GPU would have to wait for the CPU, to know how many are left
-        return _drawn(rows, settings, numbers).view_as(uniform)
+        drawn = _drawn_at_once if rows.device.type == "cuda" and _has_triton() else _drawn
+        return drawn(rows, settings, numbers).view_as(uniform)
     parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
     return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
 
@@ -113,6 +115,18 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
 def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     keep = typical_keep(rows, settings.typical_mass, settings.min_tokens)
     return draw(rows.masked_fill(~keep, -torch.inf), settings.temperature, uniform)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
+    """What `_drawn` returns, but for rounding, without sorting all."""
+    from paella.kernels import drawn_typical  # imports Triton, which comes with PyTorch for GPUs alone
+
+    return drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, uniform)
 
 
 def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:

@@ -1,0 +1,97 @@
+"""The fused filter and draw of GPUs is the one of `logits.py`; TRITON_INTERPRET=1 tests it without a GPU, slowly."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from paella.logits import draw, typical_keep
+from paella.sampler import SamplerSettings, draw_typical
+
+pytest.importorskip("triton")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
+
+from paella.kernels import drawn_typical  # noqa: E402
+
+ROWS = 5 if DEVICE == "cpu" else 1000
+BELOW_ONE = 1 - 2**-24
+
+
+def normal(codes: int, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(ROWS, codes, generator=torch.Generator().manual_seed(codes))
+
+
+def some_impossible(codes: int) -> torch.Tensor:
+    logits = normal(codes, 2.0)
+    logits[:, 1::3] = -torch.inf
+    return logits
+
+
+def one_possible(codes: int) -> torch.Tensor:
+    logits = torch.full((ROWS, codes), -torch.inf)
+    logits[torch.arange(ROWS), torch.arange(ROWS) % codes] = 1.0
+    return logits
+
+
+LOGITS: dict[str, Callable[[int], torch.Tensor]] = {
+    "alike": lambda codes: torch.zeros(ROWS, codes),
+    "flat": lambda codes: normal(codes, 0.05),
+    "normal": normal,
+    "peaked": lambda codes: normal(codes, 12.0),
+    "tied": lambda codes: normal(codes, 1.5).round(),
+    "some impossible": some_impossible,
+    "one possible": one_possible,
+}
+SETTINGS = [(0.1, 1, 1.0), (0.2, 3, 0.5), (0.5, 5, 2.0), (0.95, 1, 0.7), (1.0, 1, 1.0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("codes", [1, 7, 301])  # a mass of as many tokens as are alike would be for rounding to decide
+@pytest.mark.parametrize("kind", LOGITS)
+def test_the_fused_draw_is_the_slow_one(kind: str, codes: int, dtype: torch.dtype) -> None:
+    rows = LOGITS[kind](codes).to(DEVICE, dtype)
+    uniform = torch.rand(ROWS, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    for mass, min_tokens, temperature in SETTINGS:
+        keep = typical_keep(rows, mass, min_tokens)
+        slow = draw(rows.masked_fill(~keep, -torch.inf), temperature, uniform)
+        fused = drawn_typical(rows, mass, min_tokens, temperature, uniform)
+        assert fused.dtype == torch.int64 and fused.shape == (ROWS,)
+        assert (fused != slow).float().mean() <= 0.01, (mass, min_tokens)  # rounding decides between neighbours
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.6])
+@pytest.mark.parametrize("min_tokens", [1, 13])
+def test_ties_go_to_the_lower_token(mass: float, min_tokens: int) -> None:
+    rows = torch.zeros(2, 16, device=DEVICE)
+    tokens = drawn_typical(rows, mass, min_tokens, 1.0, torch.tensor([0.0, BELOW_ONE], device=DEVICE))
+    kept = typical_keep(rows[:1], mass, min_tokens).sum().item()
+    assert tokens.tolist() == [0, kept - 1]
+
+
+@pytest.mark.parametrize("mass", [0.2, 0.9, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("uniform", [0.0, BELOW_ONE])
+def test_the_ends_of_uniform_give_a_possible_token(uniform: float, mass: float) -> None:
+    rows = some_impossible(100)
+    rows[:, 0] = rows[:, -1] = -torch.inf
+    tokens = drawn_typical(rows.to(DEVICE), mass, 1, 1.0, torch.full((ROWS,), uniform, device=DEVICE))
+    assert rows.gather(1, tokens.cpu()[:, None]).isfinite().all()
+
+
+def test_rows_may_have_any_strides() -> None:
+    rows, uniform = normal(40).to(DEVICE), torch.rand(2 * ROWS, device=DEVICE)[::2]
+    expected = drawn_typical(rows, 0.5, 1, 1.0, uniform.contiguous())
+    for strided in (rows.T.contiguous().T, rows.repeat(1, 2)[:, :40]):
+        assert torch.equal(drawn_typical(strided, 0.5, 1, 1.0, uniform), expected)
+    assert drawn_typical(rows[:0], 0.5, 1, 1.0, uniform[:0]).shape == (0,)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
+def test_a_gpu_draws_with_it() -> None:
+    logits, uniform = torch.randn(2, 50, 9, 7, device=DEVICE), torch.rand(2, 9, 7, device=DEVICE)
+    rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
+    expected = drawn_typical(rows, 0.8, 2, 0.7, uniform.flatten()).view(2, 9, 7)
+    settings = SamplerSettings(typical_mass=0.8, temperature=0.7, min_tokens=2)
+    assert torch.equal(draw_typical(logits, settings, uniform), expected)
