@@ -153,6 +153,8 @@ def test_an_unknown_config_key_is_named(folder: Path, file: str) -> None:
         ({"format": 99}, "format 99"),
         ({"sampler": {"step": 8}}, "unknown keys: step"),
         ({"sampler": {"steps": 0}}, "steps: must be"),
+        ({"variations": {"steps": 3}}, "variations: must be of"),
+        ({"variations": 3}, "variations must be an object"),
     ],
 )
 def test_a_wrong_model_json_is_named(folder: Path, change: dict[str, Any], words: str) -> None:

@@ -139,8 +139,35 @@ def test_variations_follow_the_picture_and_its_prompt(tiny: Paella) -> None:
     assert content(tiny.vary(picture, 2, prompt=FOX, strength=0.0, seed=3)) == content(plain)
     assert content(tiny.vary(picture, 2, prompt=FOX, strength=1.0, seed=3)) == content(tiny.generate(FOX, 2, seed=3))
     assert content(tiny.vary(some_picture(seed=1), 2, seed=3)) != content(plain)
-    halfway = (1 + tiny.settings.guidance) / 2
-    assert content(tiny.vary(picture, 2, seed=3, guidance=halfway)) == content(plain)
+
+
+def test_variations_may_have_settings_of_their_own(tiny: Paella, tmp_path: Path) -> None:
+    picture, own = some_picture(), {"guidance": 1.0, "typical_mass": 0.8, "temperature": 1.5}
+    parts = (tiny.predictor, tiny.vqgan, tiny.clip, tiny.settings, tiny.size)
+    Paella(*parts, variations=own).save_pretrained(tmp_path / "model")
+    model = Paella.from_pretrained(tmp_path / "model", dtype=tiny.dtype)
+    assert model.variations == replace(tiny.settings, **own)
+    assert content(model.vary(picture, 2)) == content(tiny.vary(picture, 2, **own)) != content(tiny.vary(picture, 2))
+    assert content(model.generate(FOX)) == content(tiny.generate(FOX))
+    # a prompt moves them to those of prompts
+    assert content(model.vary(picture, 1, prompt=FOX, strength=1.0)) == content(tiny.generate(FOX))
+    (halfway,) = model.vary(picture, 1, prompt=FOX)
+    assert json.loads(halfway.info["settings"])["guidance"] == (1 + tiny.settings.guidance) / 2
+    # what is asked for counts, and a negative prompt does nothing without guidance
+    (asked,) = model.vary(picture, 1, temperature=0.5, negative_prompt=DOG)
+    settings = json.loads(asked.info["settings"])
+    assert (settings["temperature"], settings["guidance"]) == (0.5, tiny.settings.guidance)
+
+
+@pytest.mark.parametrize(
+    ("variations", "message"),
+    [({"steps": 3}, "must be of guidance, typical_mass, temperature, not steps"), ({"temperature": 0}, "temperature")],
+)
+def test_settings_of_variations_that_mean_nothing_are_refused(
+    tiny: Paella, variations: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Paella(tiny.predictor, tiny.vqgan, tiny.clip, tiny.settings, tiny.size, variations=variations)
 
 
 @pytest.mark.parametrize(("prompt", "strength"), [(FOX, 1.5), (FOX, float("nan")), (None, 0.5)])

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from paella.baselines.transformer import TransformerConfig, TransformerPredictor
 from paella.clip import Clip
 from paella.labels import Labels
-from paella.sampler import SamplerSettings
+from paella.sampler import VARIED, SamplerSettings, for_variations
 from paella.speedups import is_quantized
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
@@ -313,6 +313,7 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
         "name": pipeline.name,
         "size": pipeline.size,
         "sampler": asdict(pipeline.settings),
+        "variations": {name: getattr(pipeline.variations, name) for name in VARIED},
         "text": "labels" if labels else "clip",
         "objects": pipeline.objects,
         "recipe": pipeline.recipe,
@@ -365,6 +366,14 @@ def load_model(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"model: {folder / 'model.json'}: objects must be a list of names")
     if recipe is not None and not isinstance(recipe, dict):
         raise CheckpointError(f"model: {folder / 'model.json'}: recipe must be an object")
+    settings = config_from(SamplerSettings, about["sampler"], folder / "model.json")
+    variations = about.get("variations", {})
+    if not isinstance(variations, dict):
+        raise CheckpointError(f"model: {folder / 'model.json'}: variations must be an object")
+    try:
+        for_variations(settings, variations)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"model: {folder / 'model.json'}: {error}") from error
     vqgan, predictor = load_vqgan(folder), load_predictor(folder)
     clip = Labels.load(folder) if about.get("text") == "labels" else load_clip(folder)
     check_fit(predictor, vqgan, clip, f"the parts of {folder}")
@@ -372,7 +381,8 @@ def load_model(folder: Path) -> dict[str, Any]:
         "predictor": predictor,
         "vqgan": vqgan,
         "clip": clip,
-        "settings": config_from(SamplerSettings, about["sampler"], folder / "model.json"),
+        "settings": settings,
+        "variations": variations,
         "size": size,
         "name": str(about.get("name", folder.name)),
         "objects": objects,

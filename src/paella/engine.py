@@ -25,7 +25,7 @@ from paella.images import blanked, to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
 from paella.placement import resolve_device, resolve_dtype, set_dtype
-from paella.sampler import SamplerSettings
+from paella.sampler import VARIED, SamplerSettings, for_variations
 from paella.speedups import check_int8, compile_steps, quantize_int8
 from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
@@ -69,6 +69,7 @@ class Engine:
         name: recorded in the metadata of its pictures.
         objects: names of the objects it was trained to draw, where there is such a list.
         recipe: what its predictor was trained by, where that is known.
+        variations: what `vary` has in place of these settings: any of guidance, typical_mass and temperature.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class Engine:
         name: str = "paella",
         objects: Sequence[str] = (),
         recipe: Mapping[str, Any] | None = None,
+        variations: Mapping[str, float] | None = None,
     ) -> None:
         self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
         self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
         self.recipe = recipe
+        self.variations = for_variations(settings, variations or {})
         self._batches = Batches()
 
     @classmethod
@@ -235,6 +238,18 @@ class Engine:
         given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
         changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
         return replace(self.settings, **changed)  # type: ignore[arg-type]
+
+    def _variation_options(self, options: Options, strength: float) -> Options:
+        """The options, filled with what variations have in place of the model's settings; `strength`, from 0 to 1, is
+        how far these are on the way to those of prompts."""
+        own = self.variations
+        if options.get("negative_prompt"):
+            own = replace(own, guidance=self.settings.guidance)  # without any it would do nothing
+        for name in VARIED:
+            if options.get(name) is None:
+                start, end = getattr(own, name), getattr(self.settings, name)
+                options[name] = start + strength * (end - start)  # type: ignore[literal-required]
+        return options
 
     @staticmethod
     def _run(

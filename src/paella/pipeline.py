@@ -221,8 +221,9 @@ class Paella(Engine):
             prompt: something to move towards.
             strength: how far towards the prompt, from 0, the picture alone, to 1, the prompt alone. Default: 0.5.
             size: see `generate`.
-            options: see `generate`. The default guidance is halfway from 1 to the model's own, as a picture's embedding
-                says more than a caption's; with a prompt it rises with `strength`, to the model's own at 1.
+            options: see `generate`. Where the model has other defaults for variations, as a picture's embedding says
+                more than a caption's, a prompt moves these to those of prompts, as far as `strength` says. With a
+                negative prompt the guidance is that of prompts.
 
         Raises:
             ValueError: an argument out of range; the message names it.
@@ -233,8 +234,7 @@ class Paella(Engine):
             raise ValueError("strength: says how far to move towards a prompt, and there is none")
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
-        if options.get("guidance") is None:
-            options["guidance"] = 1 + (self.settings.guidance - 1) * (1 + strength) / 2
+        options = self._variation_options(options, strength)
         prompts = per_picture(prompt or "", n)
         grid = self._grid(size, n, options)
         embedding = self._embed_picture(open_picture(image))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -77,6 +78,20 @@ class SamplerSettings:
             raise ValueError(f"min_tokens: must be at least 1, not {self.min_tokens}")
 
 
+VARIED = ("guidance", "typical_mass", "temperature")  # what variations of a picture may have of their own
+
+
+def for_variations(settings: SamplerSettings, own: Mapping[str, float]) -> SamplerSettings:
+    """The settings with the given ones of `VARIED` in the place of theirs.
+
+    Raises:
+        ValueError: others are given, or one is out of range.
+    """
+    if unknown := sorted(own.keys() - set(VARIED)):
+        raise ValueError(f"variations: must be of {', '.join(VARIED)}, not {unknown[0]}")
+    return replace(settings, **own)  # type: ignore[arg-type]
+
+
 def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Tensor, weight: float) -> Denoise:
     """Classifier-free guidance as one `denoise`: both conditions go through the predictor as one batch.
 
@@ -106,8 +121,8 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
     if rows.device.type != "cpu":  # a GPU would have to wait for the CPU, to know how many are left
-        drawn = _drawn_at_once if rows.device.type == "cuda" and _has_triton() else _drawn
-        return drawn(rows, settings, numbers).view_as(uniform)
+        fused = rows.device.type == "cuda" and _triton_works(rows.device)
+        return (_drawn_at_once if fused else _drawn)(rows, settings, numbers).view_as(uniform)
     parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
     return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
 
@@ -118,8 +133,16 @@ def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _triton_works(gpu: torch.device) -> bool:
+    """Triton comes with PyTorch for most GPUs. To work it needs a C compiler too, and a GPU that is not too old."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        _drawn_at_once(torch.zeros(1, 2, device=gpu), SamplerSettings(), torch.zeros(1, device=gpu))
+    except Exception as error:  # whatever a compiler, a driver or a missing file may raise
+        warnings.warn(f"device: Triton does not work on {gpu}, and drawing is slower: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
 from paella.pipeline import Paella
 from paella.placement import resolve_device, sent
-from paella.sampler import SamplerSettings
+from paella.sampler import SamplerSettings, for_variations
 from paella.train.clip import warn_of_cut_captions
 from paella.train.growth import grown
 from paella.train.loop import CHECKPOINT, Loss, Stage, train
@@ -92,10 +92,12 @@ class PredictorRecipe(TokenRecipe):
     # Of samples with a clean region and no caption, those that see the embedding of the picture as far as it is clean:
     # a predictor that is told so what there is paints in context, and is asked so where a prompt is empty.
     context_share: float = 0.0
+    variations: dict[str, float] = field(default_factory=dict)  # what `vary` has in place of the sampler's settings
     rehearse: float = 0.0  # with data.folder: share of the samples that are emoji scenes, so as not to forget these
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for_variations(self.sampler, self.variations)
         if not 0 <= self.image_shift < 1:
             raise ValueError(f"image_shift: must be at least 0 and less than 1, not {self.image_shift}")
         if self.context_share and not (self.region_share and self.region_null_share):
@@ -361,6 +363,7 @@ class PredictorStage(TokenStage):
             name=recipe.name,
             objects=names,
             recipe=self.record(shipped),
+            variations=recipe.variations,
         )
 
     def preview(self, shipped: nn.Module) -> Image.Image:
