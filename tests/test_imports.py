@@ -14,6 +14,7 @@ SOURCE = Path(paella.__file__).parent
 
 # the rooms at the bottom, and all that each may import of ours
 ALLOWED = {
+    "arguments": set(),
     "canvas": set(),
     "noise": set(),
     "logits": set(),
@@ -41,10 +42,23 @@ ALLOWED = {
     "trajectory": {"canvas", "images", "logits", "sampler"},
     "batches": {"canvas", "checkpoint", "sampler", "speedups"},
     "engine": {
-        *("batches", "placement", "canvas", "noise", "logits", "images", "clip", "edits", "sampler", "unet", "vqgan"),
+        *(
+            "arguments",
+            "batches",
+            "placement",
+            "canvas",
+            "noise",
+            "logits",
+            "images",
+            "clip",
+            "edits",
+            "sampler",
+            "unet",
+            "vqgan",
+        ),
         *("checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "speedups", "trajectory"),
     },
-    "pipeline": {"canvas", "edits", "engine", "images"},
+    "pipeline": {"arguments", "canvas", "edits", "engine", "images"},
 }
 TOPS = {"cli", "serve", "integrations"}  # nobody else imports these
 

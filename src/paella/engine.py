@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypedDict
@@ -17,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import checkpoint, edits, memory
+from paella.arguments import seeds_of, warn
 from paella.batches import Batches
 from paella.canvas import Canvas
 from paella.clip import Clip
@@ -288,7 +287,7 @@ class Engine:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
         settings = self._settings(options, renoise)
-        seeds = self._seeds(options.get("seed", 0), len(prompts)) if seeds is None else seeds
+        seeds = seeds_of(options.get("seed", 0), len(prompts)) if seeds is None else seeds
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
         negative = options.get("negative_prompt")
@@ -347,15 +346,6 @@ class Engine:
         """The picture's CLIP embedding (d,)."""
         return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
 
-    @staticmethod
-    def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
-        seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
-        if len(seeds) != count:
-            raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
-        if outside := [one for one in seeds if not 0 <= one < 2**63]:
-            raise ValueError(f"seed: must be in 0 ... 2^63 - 1 for each picture, not {outside[0]}")
-        return seeds
-
     def _embed(self, prompts: Sequence[str]) -> Tensor:
         """Embeddings (B,d); an empty prompt is the null condition. Each distinct text is embedded once, alone."""
         texts = {text for text in prompts if text.strip()}
@@ -395,31 +385,3 @@ class Engine:
                     raise Cancelled
             steps = recorder.trajectories(self._pictures) if recorder is not None else [[] for _ in tokens]
             yield from zip(self._pictures(tokens), steps, strict=True)
-
-
-def warn(message: str) -> None:
-    """Warns of the line that called this library, however deep in it the cause was found."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "paella":
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
-
-
-def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
-    """One for each picture, prompt-major."""
-    prompts = prompt_list(prompt)
-    if n < 1:
-        raise ValueError(f"n: must be at least 1, not {n}")
-    return [text for text in prompts for _ in range(n)]
-
-
-def prompt_list(prompt: str | Sequence[str]) -> list[str]:
-    """One or several prompts as a list.
-
-    Raises:
-        ValueError: they are none.
-    """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else []
-    if not prompts or not all(isinstance(text, str) for text in prompts):
-        raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
-    return prompts

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from paella import edits
+from paella.arguments import per_picture, prompt_list, seeds_of
 from paella.canvas import Canvas
-from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options, per_picture, prompt_list
+from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options
 from paella.images import (
     Box,
     Picture,
@@ -276,7 +277,7 @@ class Paella(Engine):
         canvas = partial(edits.text_to_image, condition=condition)
         names = [text if isinstance(text, str) else "a picture" for text in (start, end)]
         prompts = [" → ".join(names)] * frames
-        seeds = self._seeds(options.get("seed", 0), 1) * frames
+        seeds = seeds_of(options.get("seed", 0), 1) * frames
         return self._draw("interpolate", prompts, grid, canvas, options, seeds=seeds)
 
     def restyle(
@@ -307,7 +308,7 @@ class Paella(Engine):
         prompts = per_picture(prompt, n)
         self._check_memory("image", picture.height, picture.width, len(prompts), options)
         tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
-        seeds = self._seeds(options.get("seed", 0), len(prompts))
+        seeds = seeds_of(options.get("seed", 0), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
         uniform = torch.stack([torch.rand(tokens.shape[1:], generator=stream) for stream in streams])

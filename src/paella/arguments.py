@@ -1,0 +1,53 @@
+"""What users give beside pictures, checked: prompts, numbers of pictures, seeds; and warnings that name their line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+
+
+def warn(message: str) -> None:
+    """Warns of the line that called this library, however deep in it the cause was found."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "paella":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
+    """One for each picture, prompt-major.
+
+    Raises:
+        ValueError: there is no prompt, or `n` is below 1.
+    """
+    prompts = prompt_list(prompt)
+    if n < 1:
+        raise ValueError(f"n: must be at least 1, not {n}")
+    return [text for text in prompts for _ in range(n)]
+
+
+def prompt_list(prompt: str | Sequence[str]) -> list[str]:
+    """One or several prompts as a list.
+
+    Raises:
+        ValueError: they are none.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else []
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
+    return prompts
+
+
+def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
+    """Of `count` pictures: `seed + i`, or those of a list.
+
+    Raises:
+        ValueError: they are not so many, or one is out of range.
+    """
+    seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
+    if len(seeds) != count:
+        raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
+    if outside := [one for one in seeds if not 0 <= one < 2**63]:
+        raise ValueError(f"seed: must be in 0 ... 2^63 - 1 for each picture, not {outside[0]}")
+    return seeds
