@@ -6,7 +6,8 @@ A step computes what one of `paella.train.predictor` does, on tokens and embeddi
 one CUDA graph, while other processes draw new scenes all the time. So that the sizes in the graph stay the same, the
 samples of a batch that see the embedding of what is clean are its first ones; their share is the recipe's. The learning
 rate falls with the time that has passed, and not with the steps. MODEL is a model folder to start from, OUTPUT becomes
-one. Without a GPU it runs too, to be tried.
+one. Of the recipe `steps`, `ema`, `rehearse` and `checkpointing` do not count. Without a GPU it runs too, to be tried;
+since it was rewritten to be read it has run only so.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import os
 import queue
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,10 @@ from paella.vqgan import VQGAN
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-WORKERS, SLOTS, CHUNK = (14, 48, 512) if GPU else (1, 4, 16)  # processes that draw; scenes lie in slots of CHUNK
-POOL, FIRST = (
-    (1_500_000, 60_000) if GPU else (256, 64)
-)  # scenes kept, the newest in place of the oldest; and at the start
+# processes that draw; they fill so many slots, of so many scenes each
+WORKERS, SLOTS, CHUNK = (14, 48, 512) if GPU else (1, 4, 16)
+# scenes that are kept, the newest in place of the oldest; and how many there are at the start
+POOL, FIRST = (1_500_000, 60_000) if GPU else (256, 64)
 EVERY = 3  # steps between two looks at what was drawn
 AVERAGED = 0.9995
 LOGGED = 1000 if GPU else 20  # steps
@@ -119,9 +121,7 @@ class Pool:
         """Encodes what is in these slots."""
         pixels, ids = (torch.cat(parts) for parts in zip(*map(self._sent, filled), strict=True))
         pixels = (pixels.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
-        if self.drawn % POOL + len(pixels) > POOL:
-            self.drawn += POOL - self.drawn % POOL
-        rows = slice(self.drawn % POOL, self.drawn % POOL + len(pixels))
+        rows = torch.arange(self.drawn, self.drawn + len(pixels), device=DEVICE) % POOL
         self.tokens[rows] = self.vqgan.encode(pixels).to(torch.int16)
         self.image[rows] = self.embed_images(pixels).half()
         pooled = self.clip.model.text_model(input_ids=ids.long()).pooler_output
@@ -162,7 +162,7 @@ class Batch:
         self.in_context = round(share * null * recipe.context_share * size)
         seen = self.in_context / size
         self.region_share = (share - seen) / (1 - seen)  # of the others
-        self.region_null_share = share * null * (1 - recipe.context_share) / (share - seen)
+        self.region_null_share = share * null * (1 - recipe.context_share) / max(share - seen, 1e-9)
         self.stride = math.lcm(recipe.data.snap, f) // f
         self.furthest = int(recipe.image_shift * recipe.data.size / (f * self.stride))
 
@@ -259,7 +259,7 @@ class Learner:
             return self.step
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # nothing is learned here, as the rates are 0
+        with torch.cuda.stream(aside):  # no weight changes here, as the rates are 0
             for _ in range(3):
                 self.step()
         torch.cuda.current_stream().wait_stream(aside)
@@ -295,6 +295,7 @@ def main(recipe_file: str, model: str, output: str, seconds: str) -> None:
     batch.fill()
     learner = Learner(recipe, predictor.train(), batch)
     step = learner.captured()
+    learner.loss.zero_()
 
     began, steps = time.time(), 0
     until = start + float(seconds)
@@ -315,8 +316,17 @@ def main(recipe_file: str, model: str, output: str, seconds: str) -> None:
     with torch.no_grad():
         for parameter, average in zip(learner.parameters, learner.average, strict=True):
             parameter.copy_(average)
-    own = {"name": recipe.name, "objects": recipe.data.objects or list(objects()), "recipe": recipe.record()}
-    whole = Paella(predictor, vqgan, load_clip(model), recipe.sampler, recipe.data.size, **own)
+    whole = Paella(
+        predictor,
+        vqgan,
+        load_clip(model),
+        recipe.sampler,
+        recipe.data.size,
+        name=recipe.name,
+        objects=recipe.data.objects or list(objects()),
+        recipe=replace(recipe, steps=steps).record(),
+        variations=recipe.variations,
+    )
     save_model(whole, Path(output))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from paella import sampler
 from paella.logits import draw, typical_keep
 from paella.sampler import SamplerSettings, draw_typical
 
@@ -89,7 +90,8 @@ def test_rows_may_have_any_strides() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
-def test_a_gpu_draws_with_it() -> None:
+def test_a_gpu_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(sampler, "_drawn")  # the slow way
     logits, uniform = torch.randn(2, 50, 9, 7, device=DEVICE), torch.rand(2, 9, 7, device=DEVICE)
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
     expected = drawn_typical(rows, 0.8, 2, 0.7, uniform.flatten()).view(2, 9, 7)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -21,7 +22,7 @@ from paella import checkpoint
 from paella.data import collate
 from paella.train import loop
 from paella.train.loop import Average, learning_rate, load_checkpoint, parameter_groups, save_checkpoint
-from paella.train.predictor import TokenStage
+from paella.train.predictor import PredictorStage, TokenStage
 from paella.train.recipe import OptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("small_gallery")
@@ -283,6 +284,37 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
     with pytest.raises(RuntimeError, match=r"^predictor: its loss or gradient is no longer finite in step 3"):
         train("predictor", tiny_model, tmp_path, "steps=4")
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == before
+
+
+def test_the_first_step_that_is_not_finite_is_named_and_nothing_of_it_is_logged(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = TokenStage.losses
+
+    def losses(self: Any, pixels: torch.Tensor, annotations: Any, step: int) -> Any:
+        for part, loss, metrics in usual(self, pixels, annotations, step):
+            yield part, loss * (math.nan if step == 2 else 1), metrics
+
+    monkeypatch.setattr(TokenStage, "losses", losses)
+    with pytest.raises(RuntimeError, match=r"no longer finite in step 3"):
+        train("predictor", tiny_model, tmp_path, "steps=20", "log_every=2", "accumulate=2")
+    assert [row["step"] for row in rows(tmp_path)] == [2] and not (tmp_path / loop.CHECKPOINT).exists()
+
+
+def test_an_interrupt_while_a_preview_is_made_leaves_a_checkpoint(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = PredictorStage.preview
+
+    def preview(self: PredictorStage, shipped: nn.Module) -> Image.Image:
+        signal.raise_signal(signal.SIGTERM)
+        return usual(self, shipped)
+
+    monkeypatch.setattr(PredictorStage, "preview", preview)
+    with pytest.raises(KeyboardInterrupt):
+        train("predictor", tiny_model, tmp_path, "steps=9", "preview_every=2")
+    with safe_open(tmp_path / loop.CHECKPOINT, "pt") as file:
+        assert file.metadata()["step"] == "3"
 
 
 def test_a_finished_run_is_not_trained_again(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:

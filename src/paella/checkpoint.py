@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from paella.baselines.transformer import TransformerConfig, TransformerPredictor
 from paella.clip import Clip
 from paella.labels import Labels
-from paella.sampler import VARIED, SamplerSettings, for_variations
+from paella.sampler import SamplerSettings, for_variations
 from paella.speedups import is_quantized
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN, VQGANConfig
@@ -313,7 +313,7 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
         "name": pipeline.name,
         "size": pipeline.size,
         "sampler": asdict(pipeline.settings),
-        "variations": {name: getattr(pipeline.variations, name) for name in VARIED},
+        "variations": pipeline.variations,
         "text": "labels" if labels else "clip",
         "objects": pipeline.objects,
         "recipe": pipeline.recipe,

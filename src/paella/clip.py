@@ -101,8 +101,10 @@ class Clip:
         return self.model.config.text_config.max_position_embeddings
 
     def to(self, device: torch.device | None) -> Clip:
-        """Moves the model to that device; None = where it is."""
+        """Moves the model and the whitening to that device; None = where they are."""
         self.model.to(device)
+        if self.whitening is not None:
+            self.whitening = Whitening(self.whitening.mean.to(device=device), self.whitening.matrix.to(device=device))
         return self
 
     def weights(self) -> dict[str, Tensor]:
@@ -141,7 +143,7 @@ class Clip:
     def prepare(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> what the image encoder takes (B,3,S,S)."""
         pixels = fitted(pixels, self.model.config.vision_config.image_size)
-        mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (sent(torch.tensor(v), pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
         return ((pixels - mean) / std).to(self.model.dtype)
 
     def whitened(self, embeddings: Tensor) -> Tensor:

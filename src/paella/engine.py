@@ -87,7 +87,8 @@ class Engine:
         self.predictor, self.vqgan, self.clip = predictor, vqgan, clip
         self.settings, self.size, self.name, self.objects = settings, size, name, list(objects)
         self.recipe = recipe
-        self.variations = for_variations(settings, variations or {})
+        self.variations = dict(variations or {})
+        for_variations(settings, self.variations)  # complains of what makes no sense
         self._batches = Batches()
 
     @classmethod
@@ -241,13 +242,13 @@ class Engine:
     def _variation_options(self, options: Options, strength: float) -> Options:
         """The options, filled with what variations have in place of the model's settings; `strength`, from 0 to 1, is
         how far these are on the way to those of prompts."""
-        own = self.variations
+        own = for_variations(self.settings, self.variations)
         if options.get("negative_prompt"):
             own = replace(own, guidance=self.settings.guidance)  # without any it would do nothing
         for name in VARIED:
             if options.get(name) is None:
                 start, end = getattr(own, name), getattr(self.settings, name)
-                options[name] = start + strength * (end - start)  # type: ignore[literal-required]
+                options[name] = (1 - strength) * start + strength * end  # type: ignore[literal-required]
         return options
 
     @staticmethod

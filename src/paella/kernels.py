@@ -13,8 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 # Probabilities become whole numbers of this fraction. Their sums are exact in whatever order the threads add them, so
-# that bisection, ties and draw cannot disagree; float64 would be nearly as good, and is slow on all but a few GPUs. Up
-# to 2^19 tokens fit an int64, and what is lost of a float32 lies below 2^-44.
+# that bisection, ties and draw cannot disagree; float64 would be nearly as good, and is slow on all but a few GPUs.
+# Fewer than 2^19 tokens fit an int64, and what is lost of a float32 lies below 2^-44.
 ONE = tl.constexpr(2.0**44)
 
 
@@ -50,7 +50,7 @@ def drawn_typical(rows: Tensor, mass: float, min_tokens: int, temperature: float
             float(temperature),
             MIN_TOKENS=min(max(min_tokens, 1), codes),
             BLOCK=block,
-            num_warps=min(max(block // 512, 1), 16),  # 16 tokens a thread, which its registers hold
+            num_warps=min(max(block // 512, 1), 16),  # 16 tokens a thread up to 8,192
         )
     return tokens
 

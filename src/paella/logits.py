@@ -43,7 +43,7 @@ def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:
     p = log_p.exp()
     expected = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # the entropy; p = 0: 0 · -inf
     distance = (log_p + expected).abs_().nan_to_num_(torch.inf)
-    # Sorting is what a GPU is good at, and the other way makes it wait for the CPU.
+    # A GPU without Triton (`paella.kernels`) sorts: the other way makes it wait for the CPU.
     select = _selected if logits.device.type == "cpu" else _ranked
     return select(p, distance, mass, max(min_tokens, 1))
 

@@ -260,7 +260,7 @@ class Paella(Engine):
             start, end: each a prompt (a string) or a picture (anything else).
             frames: how many, the first of `start` and the last of `end`.
             size: see `generate`.
-            options: see `generate`; `seed` is that of every frame. So is the guidance, which `vary` has lower.
+            options: see `generate`; `seed` is that of every frame. Settings are those of prompts, between pictures too.
 
         Raises:
             ValueError: an argument out of range; the message names it.

@@ -18,8 +18,8 @@ def set_dtype(predictor: nn.Module, dtype: torch.dtype) -> None:
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on that device. A GPU fetches it when it comes to it, and nobody waits: a plain copy of more than a
-    few kilobytes waits until all that the GPU was given before is done."""
+    """The tensor on that device. A GPU fetches it when it comes to it, and nobody waits: a plain copy waits until all
+    that the GPU was given before is done."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -13,6 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from paella.arguments import warn
 from paella.canvas import Canvas
 from paella.logits import certain, confidence, draw, guide, typical_keep
 from paella.noise import RENOISE_SOURCES, add_noise
@@ -134,20 +134,22 @@ def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
 
 @cache
 def _triton_works(gpu: torch.device) -> bool:
-    """Triton comes with PyTorch for most GPUs. To work it needs a C compiler too, and a GPU that is not too old."""
+    """Triton comes with PyTorch's builds for GPUs. To work it needs a C compiler too, and a GPU that is not too old."""
     if find_spec("triton") is None:
         return False
     try:
         _drawn_at_once(torch.zeros(1, 2, device=gpu), SamplerSettings(), torch.zeros(1, device=gpu))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler, a driver or a missing file may raise
-        warnings.warn(f"device: Triton does not work on {gpu}, and drawing is slower: {error}", stacklevel=2)
+        warn(f"device: Triton does not work on {gpu}, and drawing is slower: {error}")
         return False
     return True
 
 
 def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """What `_drawn` returns, but for rounding, without sorting all."""
-    from paella.kernels import drawn_typical  # imports Triton, which comes with PyTorch for GPUs alone
+    from paella.kernels import drawn_typical
 
     return drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, uniform)
 

@@ -297,7 +297,7 @@ def _load(
     """The pipeline, with these settings its own."""
     pipeline = load_pipeline(model, dtype=dtype, quantize=quantize)
     pipeline.settings = replace(pipeline.settings, **settings)  # type: ignore[arg-type]
-    pipeline.variations = replace(pipeline.variations, **settings)  # type: ignore[arg-type]
+    pipeline.variations = {name: value for name, value in pipeline.variations.items() if name not in settings}
     return pipeline
 
 

@@ -48,8 +48,8 @@ def by_noise_level(t: Tensor, figures: Mapping[str, Tensor]) -> dict[str, dict[s
     for level in range(NOISE_LEVELS):
         low, high = level / NOISE_LEVELS, (level + 1) / NOISE_LEVELS
         at = (t >= low) & ((t < high) | (high == 1))
-        of_these = {name: torch.where(at, values, torch.nan) for name, values in figures.items()}
-        result[f"{low:g}-{high:g}"] = {name: values.nanmean() for name, values in of_these.items()}
+        means = {name: torch.where(at, values, torch.nan).nanmean() for name, values in figures.items()}
+        result[f"{low:g}-{high:g}"] = means
     return result
 
 

@@ -58,6 +58,7 @@ def train_small(
     logged: dict[str, list[float]] = {"loss": [], "accuracy": []}
     for step in range(steps):
         (metrics,) = trainer.step(batches, step)
+        trainer.check_finite()
         for name, values in logged.items():
             values.append(float(metrics[name]))
         tick(0.95 * (step + 1) / steps)

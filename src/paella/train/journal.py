@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -52,9 +54,11 @@ class Journal:
 
     def write(self, step: int, samples: int) -> None:
         """Writes the means since the last line; a step takes that many samples."""
-        numbers = {name: torch.stack(values).double() for name, values in self.found.items()}
-        finite = {name: values[values.isfinite()] for name, values in numbers.items()}  # NaN = had nothing to say
-        means = {name: values.mean().item() for name, values in finite.items() if len(values)}
+        means: dict[str, float] = {}
+        for name, values in self.found.items():
+            numbers = [number for number in torch.stack(values).tolist() if math.isfinite(number)]
+            if numbers:  # NaN = that batch had nothing to say about it
+                means[name] = sum(numbers) / len(numbers)
         seconds = time.monotonic() - self.since
         means["samples per second"] = self.steps * samples / seconds
         if self.seconds_at_peak is not None:
@@ -63,8 +67,14 @@ class Journal:
         self.latest = means
         self.found, self.since, self.steps = {}, time.monotonic(), 0
 
-    def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """A context whose time the speed leaves out."""
         before = time.monotonic()
+        yield
+        self.since += time.monotonic() - before
+
+    def show(self, step: int, picture: Image.Image, figures: dict[str, float]) -> None:
         folder = self.output / "preview"
         folder.mkdir(exist_ok=True)
         picture.save(folder / f"{step:07d}.png")
@@ -72,7 +82,6 @@ class Journal:
             self._write(step, figures)
             if self.active:
                 print(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-        self.since += time.monotonic() - before
 
     def _write(self, step: int, figures: dict[str, float]) -> None:
         if not self.active:

@@ -16,6 +16,7 @@ from paella.data import length, open_data
 from paella.images import contact_sheet
 from paella.labels import NULL, Labels, LabelsConfig
 from paella.pipeline import Paella
+from paella.placement import sent
 from paella.train.loop import train
 from paella.train.predictor import TokenRecipe, TokenStage
 from paella.train.recipe import DataConfig
@@ -85,7 +86,7 @@ class LabelStage(TokenStage):
             labels = torch.stack([torch.from_numpy(labels) for labels in annotations])
         else:
             labels = torch.tensor([self.labels.number(name) for name in annotations])[:, None, None]
-        return labels.masked_fill(null[:, None, None], NULL).to(pixels.device), u
+        return sent(labels.masked_fill(null[:, None, None], NULL), pixels.device), u
 
     def pipeline(self, shipped: nn.Module) -> Paella:
         assert isinstance(shipped, Labelled)

@@ -99,14 +99,14 @@ class Average:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))  # the first steps are not worth remembering
-        changing: tuple[list[Tensor], list[Tensor]] = ([], [])
+        averages, values = list[Tensor](), list[Tensor]()
         for name, value in module.state_dict().items():
             if value.is_floating_point():
-                changing[0].append(self.tensors[name])
-                changing[1].append(value)
+                averages.append(self.tensors[name])
+                values.append(value)
             else:
                 self.tensors[name].copy_(value)
-        get_ema_multi_avg_fn(decay)(*changing, 0)  # all at once: on a GPU each would wait for its turn
+        get_ema_multi_avg_fn(decay)(averages, values, 0)  # all at once: on a GPU each would be a launch
 
     @contextmanager
     def applied_to(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -335,13 +335,14 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 advance()
                 last = step == recipe.steps
                 logs, shows = (last or step % every == 0 for every in (recipe.log_every, recipe.preview_every))
-                saves = last or interrupts.received or time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                stops = interrupts.received  # read once: one that comes from here on ends the next step
+                saves = last or stops or time.monotonic() - saved > 60 * recipe.checkpoint_minutes
                 if logs or shows or saves:
                     trainer.check_finite()
                 if logs:
                     journal.write(step, trainer.samples)
                 if writes and shows:
-                    with trainer.averaged() as shipped, torch.no_grad():
+                    with journal.uncounted(), trainer.averaged() as shipped, torch.no_grad():
                         journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
                 if saves:
                     if writes:
@@ -350,7 +351,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                         # last: a checkpoint of the last step says that the model is there too
                         save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()
-                if interrupts.received:
+                if stops:
                     raise KeyboardInterrupt
     trainer.accelerator.end_training()
     return output

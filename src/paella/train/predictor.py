@@ -313,18 +313,18 @@ class PredictorStage(TokenStage):
         """The caption's embedding (B,d), or for a share of the samples the picture's, of which the tokens are moved;
         where `null` is True zero, or for a share of those with a clean region the embedding of what is clean."""
         of_picture = torch.rand(len(u)) < self.recipe.image_share
-        condition = self.embeddings(pixels, annotations, of_picture) * ~null[:, None].to(u.device)
+        condition = self.embeddings(pixels, annotations, of_picture) * sent(~null[:, None], u.device)
         if self.recipe.image_shift:
             moving = of_picture & ~null & (torch.rand(len(u)) < MOVING)
             offsets = self.random_offsets(len(u)) * moving[:, None]
-            u = moved(u, offsets)
+            u = moved(u, sent(offsets, u.device))
         return self.with_context(condition, pixels, null, regions), u
 
     def embeddings(self, pixels: Tensor, annotations: Any, of_picture: Tensor) -> Tensor:
         """(B,d): the pictures' embeddings where `of_picture` (B,) bool, elsewhere the captions'."""
         self.clip.to(pixels.device)
         embeddings = self.clip.embed_text(annotations).float()
-        chosen = of_picture.nonzero()[:, 0].to(pixels.device)
+        chosen = sent(of_picture.nonzero()[:, 0], pixels.device)
         if len(chosen):
             embeddings[chosen] = self.clip.embed_images(pixels[chosen]).float()
         return embeddings
@@ -341,7 +341,8 @@ class PredictorStage(TokenStage):
         if not self.recipe.context_share:
             return condition
         of_region = null & regions.flatten(1).any(1)
-        chosen = (of_region & (torch.rand(len(null)) < self.recipe.context_share)).nonzero()[:, 0].to(data.device)
+        seen = of_region & (torch.rand(len(null)) < self.recipe.context_share)
+        chosen = sent(seen.nonzero()[:, 0], data.device)
         if len(chosen):
             visible = blanked(self.pixels(data[chosen]), sent(regions, data.device)[chosen])
             condition[chosen] = self.clip.to(data.device).embed_images(visible).float()
@@ -392,7 +393,7 @@ class EncodedStage(PredictorStage):
         return tokens
 
     def embeddings(self, tokens: Tensor, annotations: Embeddings, of_picture: Tensor) -> Tensor:
-        return torch.where(of_picture[:, None].to(tokens.device), annotations.image, annotations.text)
+        return torch.where(sent(of_picture[:, None], tokens.device), annotations.image, annotations.text)
 
     def some(self, indices: Sequence[int]) -> tuple[Tensor, list[str]]:
         tokens = torch.stack([self.data[i][0] for i in indices])

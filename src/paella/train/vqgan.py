@@ -120,7 +120,7 @@ class VQGANStage(Stage):
 
     def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
         autoencoder = self.modules["autoencoder"]
-        plain = torch.rand(len(pixels), 1, 1, 1).to(pixels.device) < self.recipe.plain_share
+        plain = torch.rand(len(pixels), 1, 1, 1, device=pixels.device) < self.recipe.plain_share
         pixels = torch.where(plain, pixels[..., :1, :1], pixels).contiguous(memory_format=torch.channels_last)
         judged = self.recipe.adversarial_from is not None and step >= self.recipe.discriminator_from
         output, commitment = autoencoder(pixels)

@@ -102,8 +102,8 @@ class WordingsStage(Stage):
         target = self.targets(plain)
         logits = self.recipe.scale * text @ target.T
         # a plain caption that is there twice is as right in both places
-        first = {caption: place for place, caption in reversed(list(enumerate(plain)))}
-        own = torch.tensor([first[caption] for caption in plain], device=self.device)
+        places = {caption: place for place, caption in enumerate(plain)}
+        own = sent(torch.tensor([places[caption] for caption in plain]), self.device)
         same = own[:, None] == own
         contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
         read, meant = self.clip.whitened(text), self.clip.whitened(target)  # as predictors read them
