@@ -21,8 +21,8 @@ demo: .venv/.installed  # the README's picture, by the built-in model
 	  "coche sobre fondo amarillo" \
 	  "three stars on a purple background" \
 	  "two penguins on a light blue background" \
-	  "a sun above a house on a blue background" \
-	  "a pizza to the right of a hamburger on a teal background" \
+	  "a crown above a panda on a pink background" \
+	  "a fox to the left of a mushroom on a green background" \
 	  --output docs/images/demo.png
 
 gallery: .venv/.installed  # the pictures of docs/gallery.md

@@ -69,7 +69,7 @@ def main() -> None:
     leaf = scene("maple leaf", on="blue", layout="single")
     pair = scene("smiling face with sunglasses", "sun", on="green", layout="horizontal")
     telephone = scene("telephone", on="pink", layout="single")
-    wish = "a smiling face with sunglasses to the left of a telephone on a green background"
+    wish = "a smiling face with sunglasses to the left of a robot on a green background"
 
     save(
         "inpaint",
