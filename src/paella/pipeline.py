@@ -257,7 +257,8 @@ class Paella(Engine):
         """A row of pictures that turns one thing into another: all from the same noise, under embeddings between two.
 
         Args:
-            start, end: each a prompt (a string) or a picture (anything else).
+            start, end: each a prompt (a string) or a picture (anything else), of which the CLIP embedding counts: that
+                end is a picture like it, as `vary` draws them, and not the picture itself.
             frames: how many, the first of `start` and the last of `end`.
             size: see `generate`.
             options: see `generate`; `seed` is that of every frame. Settings are those of prompts, between pictures too.
