@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from paella import Paella
 from paella.checkpoint import load_clip, load_predictor, load_vqgan, save_model
-from paella.clip import Clip, Whitening
+from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import objects
 from paella.images import blanked, moved
@@ -89,18 +89,12 @@ class Pool:
         self.slots, self.vqgan, self.clip = slots, vqgan, clip
         self.tokens = torch.zeros(POOL, side, side, dtype=torch.int16, device=DEVICE)
         self.text, self.image = (torch.zeros(POOL, clip.dim, dtype=torch.half, device=DEVICE) for _ in range(2))
-        self.mean, self.std = (torch.tensor(value, device=DEVICE).view(3, 1, 1) for value in (clip.mean, clip.std))
         # copies that a GPU does not wait for start from pinned memory
         self.staged = [(torch.zeros_like(slots.pixels[0]), torch.zeros_like(slots.ids[0])) for _ in range(6)]
         if GPU:
             self.staged = [(pixels.pin_memory(), ids.pin_memory()) for pixels, ids in self.staged]
         self.sent = [torch.cuda.Event() for _ in self.staged] if GPU else []
         self.taken = self.drawn = 0
-
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """As `Clip.embed_images`, of pictures of the encoder's own size, with nothing to fetch from the CPU."""
-        pooled = self.clip.model.vision_model(pixel_values=(pixels - self.mean) / self.std).pooler_output
-        return self.clip.whitened(self.clip.model.visual_projection(pooled)).float()
 
     def _sent(self, slot: int) -> tuple[Tensor, Tensor]:
         number = self.taken % len(self.staged)
@@ -123,7 +117,7 @@ class Pool:
         pixels = (pixels.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
         rows = torch.arange(self.drawn, self.drawn + len(pixels), device=DEVICE) % POOL
         self.tokens[rows] = self.vqgan.encode(pixels).to(torch.int16)
-        self.image[rows] = self.embed_images(pixels).half()
+        self.image[rows] = self.clip.embed_images(pixels).half()
         pooled = self.clip.model.text_model(input_ids=ids.long()).pooler_output
         self.text[rows] = self.clip.whitened(self.clip.model.text_projection(pooled)).half()
         self.drawn += len(pixels)
@@ -188,7 +182,7 @@ class Batch:
             u = moved(u, offsets * moving[:, None])
         if first:
             visible = blanked(pool.vqgan.decode(u[:first]), regions[:first])
-            condition[:first] = pool.embed_images(visible) * known[:first, None]
+            condition[:first] = pool.clip.embed_images(visible).float() * known[:first, None]
         self.u.copy_(u)
         self.condition.copy_(condition)
         self.regions.copy_(regions)
@@ -285,9 +279,7 @@ def main(recipe_file: str, model: str, output: str, seconds: str) -> None:
     vqgan, predictor = (
         part.to(DEVICE, memory_format=torch.channels_last) for part in (load_vqgan(model), load_predictor(model))
     )
-    assert clip.whitening is not None
     clip.to(DEVICE)
-    clip.whitening = Whitening(clip.whitening.mean.to(DEVICE), clip.whitening.matrix.to(DEVICE))
     pool = Pool(slots, vqgan, clip, recipe.data.size // f)
     while pool.drawn < FIRST:
         pool.add([slots.filled.get(), slots.filled.get()])

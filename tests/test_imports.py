@@ -26,7 +26,7 @@ ALLOWED = {
     "blocks": {"noise"},
     "placement": {"blocks"},
     "edits": {"canvas", "noise"},
-    "sampler": {"arguments", "canvas", "noise", "logits", "kernels"},
+    "sampler": {"arguments", "canvas", "noise", "logits"},
     "unet": {"blocks"},
     "speedups": {"blocks"},
     "tiles": set(),

@@ -218,7 +218,7 @@ def blanked(pixels: Tensor, known: Tensor) -> Tensor:
 def moved(grids: Tensor, offsets: Tensor) -> Tensor:
     """Grids (B,h,w), each moved down and right by so many places: offsets (B,2) int64 of either sign. Their outermost
     rows and columns fill what they leave behind."""
-    (_, height, width), offsets = grids.shape, offsets.to(grids.device)
+    _, height, width = grids.shape
     images, rows, columns = (torch.arange(side, device=grids.device) for side in grids.shape)
     rows = (rows - offsets[:, :1]).clamp(0, height - 1)  # (B,h)
     columns = (columns - offsets[:, 1:]).clamp(0, width - 1)  # (B,w)
