@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paella import logits as of_logits
-from paella.logits import certain, draw, entropy, guide, typical_keep
+from paella.logits import certain, draw, entropy, guide, typical_keep, typical_weights
 
 
 def slow_typical_keep(logits: torch.Tensor, mass: float, min_tokens: int) -> torch.Tensor:
@@ -134,7 +134,7 @@ def test_a_certain_token_is_all_that_is_kept(codes: int, mass: float) -> None:
     scales = torch.linspace(0, 30, 400)[:, None]
     logits = random_logits(400, codes, 1.0) * scales
     logits[::7, 1:] = -torch.inf
-    known, keep = certain(logits, mass), typical_keep(logits, mass)
+    known, keep = certain(logits.log_softmax(-1), mass), typical_keep(logits, mass)
     assert torch.equal(keep[known], torch.nn.functional.one_hot(logits[known].argmax(-1), codes).bool())
     assert known.any() == (mass < 1)
 
@@ -145,7 +145,7 @@ def test_what_a_model_is_sure_of_is_found_to_be_certain(mass: float) -> None:
     for p, expected in ((0.92, True), (0.6, False)):
         logits = torch.full((1, 1024), math.log((1 - p) / 1023))
         logits[0, 17] = math.log(p)
-        assert certain(logits, mass).item() == expected
+        assert certain(logits.log_softmax(-1), mass).item() == expected
 
 
 @pytest.mark.parametrize("mass", [0.05, 0.5, 0.9])
@@ -163,11 +163,40 @@ def test_the_kept_set_reaches_the_mass_and_no_smaller_one_of_its_order_does(mass
 # --- the draw ---
 
 
+def drawn(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> torch.Tensor:
+    return draw(typical_weights(logits.log_softmax(-1), 1.0, 1, temperature), uniform)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("mass", [0.2, 0.9, 1.0])
+def test_weights_are_those_of_the_softmax_where_tokens_are_kept_and_else_nothing(
+    mass: float, temperature: float
+) -> None:
+    logits = random_logits()
+    logits[:, ::3] = -torch.inf
+    weights = typical_weights(logits.log_softmax(-1), mass, 1, temperature)
+    kept = logits.masked_fill(~typical_keep(logits, mass), -torch.inf)
+    expected = (kept.double() / temperature).softmax(-1)
+    found = weights.double() / weights.double().sum(-1, keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("codes", [1, 7, 64, 130, 8192])
+def test_drawing_in_two_steps_finds_what_adding_up_the_row_finds(codes: int) -> None:
+    g = torch.Generator().manual_seed(codes)
+    weights = (torch.randint(0, 4, (500, codes), generator=g) - 2).clamp(min=0).float()  # sums without rounding
+    weights[:, -1] += weights.sum(-1) == 0
+    uniform = torch.rand(500, generator=g)
+    cumulative = weights.cumsum(-1)
+    expected = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None], right=True)[:, 0]
+    assert torch.equal(draw(weights, uniform), expected)
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_frequencies_match_the_softmax(temperature: float) -> None:
     logits, count = random_logits(1, 8, scale=1.0)[0], 200_000
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(3))
-    seen = draw(logits.expand(count, 8), temperature, uniform).bincount(minlength=8).double()
+    seen = drawn(logits.expand(count, 8), temperature, uniform).bincount(minlength=8).double()
     expected = (logits / temperature).softmax(-1).double() * count
     statistic = ((seen - expected) ** 2 / expected).sum().item()  # chi-square with 7 degrees of freedom
     assert statistic < 7 + 5 * math.sqrt(14)
@@ -178,30 +207,30 @@ def test_impossible_tokens_are_never_drawn() -> None:
     logits[:, [0, 4, 8]] = -torch.inf
     below_one = 1 - 2**-24
     for uniform in (torch.zeros(2000), torch.full((2000,), below_one), torch.rand(2000)):
-        tokens = draw(logits, 1.0, uniform)
+        tokens = drawn(logits, 1.0, uniform)
         assert not torch.isin(tokens, torch.tensor([0, 4, 8])).any()
 
 
 def test_the_ends_of_uniform_give_the_first_and_the_last_possible_token() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, 0.5, -torch.inf]])
-    assert draw(logits, 1.0, torch.tensor([0.0])).item() == 1
-    assert draw(logits, 1.0, torch.tensor([1 - 2**-24])).item() == 3
+    assert drawn(logits, 1.0, torch.tensor([0.0])).item() == 1
+    assert drawn(logits, 1.0, torch.tensor([1 - 2**-24])).item() == 3
 
 
 def test_uniform_just_below_one_is_safe_with_many_codes() -> None:
     logits = random_logits(500, 8192, scale=5.0)
     logits[:, -1] = -torch.inf
-    assert (draw(logits, 1.0, torch.full((500,), 1 - 2**-24)) < 8191).all()
+    assert (drawn(logits, 1.0, torch.full((500,), 1 - 2**-24)) < 8191).all()
 
 
 def test_draw_keeps_the_shape_and_each_row_its_own_number() -> None:
     logits = torch.zeros(2, 3, 4, 10)
     uniform = (torch.arange(24).view(2, 3, 4) % 10 + 0.5) / 10
-    tokens = draw(logits, 1.0, uniform)
+    tokens = drawn(logits, 1.0, uniform)
     assert tokens.dtype == torch.int64
     assert torch.equal(tokens, torch.arange(24).view(2, 3, 4) % 10)
 
 
 def test_a_low_temperature_takes_the_likeliest() -> None:
     logits = random_logits()
-    assert torch.equal(draw(logits, 1e-3, torch.full((40,), 0.5)), logits.argmax(-1))
+    assert torch.equal(drawn(logits, 1e-3, torch.full((40,), 0.5)), logits.argmax(-1))

@@ -219,7 +219,7 @@ def test_each_position_is_drawn_from_its_typical_tokens_whether_they_are_one_or_
     keep = typical_keep(rows, 0.8, min_tokens)
     one = keep.sum(1) == 1
     assert min_tokens > 1 or 0.2 < one.float().mean() < 0.8
-    expected = draw(rows.masked_fill(~keep, -torch.inf), 0.7, uniform.flatten()).view(2, 9, 7)
+    expected = draw((rows.masked_fill(~keep, -torch.inf) / 0.7).softmax(-1), uniform.flatten()).view(2, 9, 7)
     assert torch.equal(draw_typical(logits, settings, uniform), expected)
 
 

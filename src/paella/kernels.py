@@ -19,7 +19,7 @@ ONE = tl.constexpr(2.0**44)
 
 
 def drawn_typical(rows: Tensor, mass: float, min_tokens: int, temperature: float, uniform: Tensor) -> Tensor:
-    """One token per row, out of its locally typical ones: `logits.draw` of what `logits.typical_keep` keeps.
+    """One token per row, out of its locally typical ones: `logits.draw` of `logits.typical_weights`.
 
     A row's sums may round otherwise than there, which decides between tokens in few rows.
 

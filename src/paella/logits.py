@@ -40,18 +40,41 @@ def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:
     if mass >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
     log_p = logits.float().log_softmax(-1)
-    p = log_p.exp()
+    return _kept(log_p, log_p.exp(), mass, min_tokens).bool()
+
+
+def typical_weights(log_p: Tensor, mass: float, min_tokens: int, temperature: float) -> Tensor:
+    """What to draw from: p^(1/temperature) of the tokens that `typical_keep` keeps and 0 for others, up to a factor.
+
+    Args:
+        log_p: (n,N) float32, normalized.
+        mass, min_tokens: see `typical_keep`.
+        temperature: > 0.
+
+    Returns:
+        (n,N) float32.
+    """
+    p = log_p.softmax(-1)  # faster than exp
+    kept = _kept(log_p, p, mass, min_tokens) if mass < 1 else torch.ones(())
+    if temperature == 1:
+        return p.mul_(kept)
+    impossible = (kept - 1) * torch.finfo(log_p.dtype).max
+    return ((log_p + impossible) / temperature).softmax(-1)
+
+
+def _kept(log_p: Tensor, p: Tensor, mass: float, min_tokens: int) -> Tensor:
+    """(n,N), 1 for the tokens to keep and 0 for others, as floats, with which a CPU is several times faster."""
     expected = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # the entropy; p = 0: 0 · -inf
     distance = (log_p + expected).abs_().nan_to_num_(torch.inf)
     # A GPU without Triton (`paella.kernels`) sorts: the other way makes it wait for the CPU.
-    select = _selected if logits.device.type == "cpu" else _ranked
+    select = _selected if log_p.device.type == "cpu" else _ranked
     return select(p, distance, mass, max(min_tokens, 1))
 
 
 MARGIN = 1e-5  # for rounding, in `certain`
 
 
-def certain(logits: Tensor, mass: float) -> Tensor:
+def certain(log_p: Tensor, mass: float) -> Tensor:
     """Rows whose likeliest token is known to be all that `typical_keep` keeps with `min_tokens` 1, for a tenth of its
     work.
 
@@ -60,16 +83,16 @@ def certain(logits: Tensor, mass: float) -> Tensor:
     where the others are all alike.
 
     Args:
-        logits: (n,N), any float dtype.
+        log_p: (n,N) float32, normalized.
         mass: τ in (0, 1].
 
     Returns:
         (n,) bool.
     """
-    log_p = logits.float().log_softmax(-1).amax(-1)
-    p, others = log_p.exp(), -log_p.expm1()
-    highest = others * math.log(max(logits.shape[-1] - 1, 1)) - torch.xlogy(others, others) - p * log_p
-    return (p > max(mass, 0.5) + MARGIN) & (-others.log() - log_p > 2 * highest + MARGIN)
+    best = log_p.amax(-1)
+    p, others = best.exp(), -best.expm1()
+    highest = others * math.log(max(log_p.shape[-1] - 1, 1)) - torch.xlogy(others, others) - p * best
+    return (p > max(mass, 0.5) + MARGIN) & (-others.log() - best > 2 * highest + MARGIN)
 
 
 def _ranked(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tensor:
@@ -79,7 +102,7 @@ def _ranked(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tensor
     before[..., 0] = 0
     kept = before < mass
     kept[..., :min_tokens] = True
-    return torch.zeros_like(kept).scatter(-1, order, kept)
+    return torch.zeros_like(p).scatter(-1, order, kept.to(p.dtype))
 
 
 BINS = 512
@@ -101,9 +124,9 @@ def _selected(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tens
         count = torch.zeros(len(p), BINS).scatter_add_(1, index, torch.ones(1, 1).expand_as(p))
         last = last.maximum((count.cumsum(-1) < min_tokens).sum(-1, keepdim=True))
     last_bin = last.int()  # of the dtype of `bins`: comparing is then several times faster
-    keep = bins < last_bin
+    keep = torch.lt(bins, last_bin, out=torch.empty_like(p))
 
-    row, token = (bins == last_bin).nonzero(as_tuple=True)
+    row, token = _nonzero(torch.eq(bins, last_bin, out=torch.empty_like(p)))
     order = (row << 32 | distance[row, token].view(torch.int32)).argsort(stable=True)
     row, token = row[order], token[order]
     first = torch.searchsorted(row, torch.arange(len(p)))  # each row's first in that bin
@@ -111,9 +134,20 @@ def _selected(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tens
     before = before[:-1] + (up_to.gather(1, last)[:, 0] - before[first])[row]
     kept = before < mass
     if min_tokens > 1:
-        kept |= torch.arange(len(row)) + (keep.sum(-1) - first)[row] < min_tokens  # their ranks
-    keep[row, token] = kept
+        kept |= torch.arange(len(row)) + (keep.sum(-1).long() - first)[row] < min_tokens  # their ranks
+    keep[row, token] = kept.to(keep.dtype)
     return keep
+
+
+def _nonzero(few: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of what is not 0 in (n,N) float32 numbers of 0 or more, most of which are 0; in order.
+
+    It looks for groups of columns first: `nonzero` takes its time for each number that it looks at.
+    """
+    groups = few.unflatten(-1, (-1, math.gcd(few.shape[-1], 16)))
+    row, group = groups.sum(-1).nonzero(as_tuple=True)
+    one, place = groups[row, group].nonzero(as_tuple=True)
+    return row[one], group[one] * groups.shape[-1] + place
 
 
 CHOICE_TEMPERATURE = 4.5  # of the noise on confidences where all is noise: MaskGIT's published value
@@ -136,19 +170,29 @@ def confidence(logits: Tensor, tokens: Tensor, t: float, uniform: Tensor) -> Ten
     return log_p + CHOICE_TEMPERATURE * t * -(-uniform.log()).log()
 
 
-def draw(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
-    """One token per row from softmax(logits / temperature), by inverting its distribution at `uniform`.
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """One token per row, in proportion to its weight, by inverting their distribution at `uniform`.
+
+    It is done in two steps, a group of tokens and then one of the group, as adding up a whole row takes a CPU longer
+    than all else.
 
     Args:
-        logits: (..., N), -inf where a token must not come up.
-        temperature: > 0.
+        weights: (..., N) float32, 0 or more, not all 0.
         uniform: (...) in [0, 1), one random number a row.
 
     Returns:
         (...) int64.
     """
-    p = (logits.float() / temperature).softmax(-1)
-    cumulative = p.cumsum(-1)
-    target = uniform[..., None].to(cumulative.dtype) * cumulative[..., -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return tokens.clamp(max=logits.shape[-1] - 1)
+    groups = weights.unflatten(-1, (-1, math.gcd(weights.shape[-1], 64)))
+    sums = groups.sum(-1)
+    up_to = sums.cumsum(-1)
+    target = uniform[..., None].to(weights.dtype) * up_to[..., -1:]
+    group = _first_above(up_to, target)
+    within = (target - (up_to - sums).gather(-1, group)).clamp_(min=0)
+    own = groups.take_along_dim(group[..., None], -2).squeeze(-2)
+    return (group * own.shape[-1] + _first_above(own.cumsum(-1), within)).squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Where a sum is above the target for the first time, or as high as any: (..., n), (..., 1) -> (..., 1)."""
+    return torch.searchsorted(cumulative, target, right=True).minimum(cumulative.argmax(-1, keepdim=True))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paella.arguments import warn
 from paella.canvas import Canvas
-from paella.logits import certain, confidence, draw, guide, typical_keep
+from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, add_noise
 
 CACHED = 2**19  # logits filtered at a time on a CPU, whose caches hold these and not all
@@ -120,16 +120,16 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
-    if rows.device.type != "cpu":  # a GPU would have to wait for the CPU, to know how many are left
-        fused = rows.device.type == "cuda" and _triton_works(rows.device)
-        return (_drawn_at_once if fused else _drawn)(rows, settings, numbers).view_as(uniform)
+    if rows.device.type == "cuda" and _triton_works(rows.device):
+        return _drawn_at_once(rows, settings, numbers).view_as(uniform)
+    if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
+        return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
     parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
     return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
 
 
-def _drawn(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
-    keep = typical_keep(rows, settings.typical_mass, settings.min_tokens)
-    return draw(rows.masked_fill(~keep, -torch.inf), settings.temperature, uniform)
+def _drawn(log_p: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
+    return draw(typical_weights(log_p, settings.typical_mass, settings.min_tokens, settings.temperature), uniform)
 
 
 @cache
@@ -156,11 +156,11 @@ def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
 
 def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """What `_drawn` returns, asking it only of the rows that are not known to have one typical token alone."""
-    if settings.min_tokens > 1 or not (known := certain(rows, settings.typical_mass)).any():
-        return _drawn(rows, settings, uniform)
-    tokens, left = torch.empty(len(rows), dtype=torch.int64), ~known
-    tokens[known] = rows[known].argmax(-1)
-    tokens[left] = _drawn(rows[left], settings, uniform[left])
+    log_p = rows.float().log_softmax(-1)
+    if settings.min_tokens > 1 or not (known := certain(log_p, settings.typical_mass)).any():
+        return _drawn(log_p, settings, uniform)
+    tokens, left = log_p.argmax(-1), ~known
+    tokens[left] = _drawn(log_p[left], settings, uniform[left])
     return tokens
 
 
