@@ -17,7 +17,7 @@ from paella.canvas import Canvas
 from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, add_noise
 
-CACHED = 2**19  # logits filtered at a time on a CPU, whose caches hold these and not all
+CACHED = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
 
