@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fakes import inputs, randomised
 from torch import Tensor, nn
 
-from paella import unet
+from paella import blocks, unet
 from paella.blocks import ResBlock, time_embedding
 from paella.unet import TokenPredictor, UNetConfig
 
@@ -84,6 +84,22 @@ def test_skip_connections_enter_the_first_block_of_every_up_level_but_the_lowest
     ]
     assert extra == [[0], [8], [4, 0]]
     assert isinstance(predictor.up_blocks[0][-1], nn.ConvTranspose2d)
+
+
+def test_a_large_grid_in_parts_gives_what_it_gives_at_once(
+    predictor: TokenPredictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, condition, t = inputs(24, 24)
+    seen: list[int] = []
+    block = predictor.res_blocks()[0]
+    hook = block.channelwise.register_forward_pre_hook(lambda _, h: seen.append(h[0].numel()))
+    with torch.no_grad():
+        whole = predictor(tokens, condition, t)
+        monkeypatch.setattr(blocks, "CACHED", 4000)
+        parts = predictor(tokens, condition, t)
+    hook.remove()
+    assert len(seen) > 2 and seen[0] == sum(seen[1:])
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernels", [(1,), (3,), (5,), (1, 3, 7)])

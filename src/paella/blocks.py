@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from paella.noise import cosine
 
+CACHED = 2**23  # numbers between the pointwise layers at a time: more leave the caches, and are new memory at each call
+
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
     """e(t): sinusoidal features of 10000·s(t), first all sines, then all cosines, a zero behind where odd.
@@ -102,4 +104,12 @@ class ResBlock(nn.Module):
         h = self.ln(self.depthwise(x).permute(0, 2, 3, 1), m)
         if skip is not None:
             h = torch.cat([h, skip.permute(0, 2, 3, 1)], dim=-1)
-        return x + (self.gamma * self.channelwise(h)).permute(0, 3, 1, 2)
+        return x + (self.gamma * self._mixed(h)).permute(0, 3, 1, 2)
+
+    def _mixed(self, h: Tensor) -> Tensor:
+        """The pointwise layers: (B,h,w,C+C') -> (B,h,w,C). On a CPU that does not learn, as many places at a time as
+        its caches hold."""
+        places, at_once = h.flatten(0, 2), CACHED // (4 * len(self.gamma))
+        if len(places) <= at_once or h.device.type != "cpu" or torch.is_grad_enabled():
+            return self.channelwise(h)
+        return torch.cat([self.channelwise(part) for part in places.split(at_once)]).unflatten(0, h.shape[:3])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def guide(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
     """Classifier-free guidance: l_∅ + w·(l_c - l_∅). A weight of 1 changes nothing."""
-    return unconditional + weight * (conditional - unconditional)
+    return torch.lerp(unconditional, conditional, weight)
 
 
 def entropy(logits: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     on_gpu = predictor.clf.weight.device.type != "cpu"
     network = batch * 13 * predictor.clf.in_channels * size  # a block: 4 around its skip, 4 + 4 hidden ones, its output
     logits = max(
-        (4 if run.guided else 1) * codes * size,  # guidance: two logits, their difference, and what becomes of it
+        (3 if run.guided else 1) * codes * size,  # guidance: two logits, and what becomes of them
         codes * (size + (FILTER if on_gpu else 0)),  # a CPU filters few rows at a time
         codes * (size + (2 * FLOAT if predictor.config.mask_token else 0)),  # MaskGIT's confidence, in float32
     )
