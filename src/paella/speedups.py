@@ -35,7 +35,9 @@ class Int8Linear(nn.Module):
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / 255).clamp(min=1e-12)
         zero_point = (-low / scale).round()
-        codes = (x * (1 / scale) + zero_point).round_().clamp_(0, 255).to(torch.uint8)
+        # By way of int8: torch converts floats to that ten times as fast as to uint8.
+        signed = (x.float() * (1 / scale)).add_(zero_point - 128).round_().clamp_(-128, 127).to(torch.int8)
+        codes = signed.view(torch.uint8) ^ 128
         name, formula = self.after
         return torch.ops.onednn.qlinear_pointwise(
             codes,
