@@ -35,7 +35,7 @@ def random_logits(rows: int = 40, codes: int = 50, scale: float = 3.0, seed: int
 
 def test_guidance_of_one_is_the_conditional_and_of_zero_the_unconditional() -> None:
     conditional, unconditional = random_logits(seed=1), random_logits(seed=2)
-    torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)
+    assert torch.equal(guide(conditional, unconditional, 1.0), conditional)
     assert torch.equal(guide(conditional, unconditional, 0.0), unconditional)
 
 
@@ -43,6 +43,13 @@ def test_guidance_goes_on_along_the_line() -> None:
     conditional, unconditional = torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 2.0]])
     assert guide(conditional, unconditional, 4.0).tolist() == [[9.0, -2.0]]
     assert guide(conditional, unconditional, -1.0).tolist() == [[-1.0, 3.0]]
+
+
+@pytest.mark.parametrize("weight", [5.0, -1.5])
+def test_guidance_in_half_precision_rounds_once(weight: float) -> None:
+    both = [random_logits(seed=seed).bfloat16() for seed in (1, 2)]
+    exact = guide(*(logits.double() for logits in both), weight)
+    torch.testing.assert_close(guide(*both, weight).double(), exact, rtol=2**-8, atol=1e-2)
 
 
 # --- entropy ---
@@ -168,23 +175,33 @@ def drawn(logits: torch.Tensor, temperature: float, uniform: torch.Tensor) -> to
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("min_tokens", [1, 4])
 @pytest.mark.parametrize("mass", [0.2, 0.9, 1.0])
 def test_weights_are_those_of_the_softmax_where_tokens_are_kept_and_else_nothing(
-    mass: float, temperature: float
+    mass: float, min_tokens: int, temperature: float
 ) -> None:
     logits = random_logits()
     logits[:, ::3] = -torch.inf
-    weights = typical_weights(logits.log_softmax(-1), mass, 1, temperature)
-    kept = logits.masked_fill(~typical_keep(logits, mass), -torch.inf)
-    expected = (kept.double() / temperature).softmax(-1)
+    weights = typical_weights(logits.log_softmax(-1), mass, min_tokens, temperature)
+    keep = slow_typical_keep(logits, mass, min_tokens) if mass < 1 else torch.ones_like(logits, dtype=torch.bool)
+    assert not weights[~keep].any()
+    expected = (logits.masked_fill(~keep, -torch.inf).double() / temperature).softmax(-1)
     found = weights.double() / weights.double().sum(-1, keepdim=True)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("codes", [5, 10, 100])
+def test_what_is_drawn_from_is_what_is_kept_at_a_tie_too(codes: int) -> None:
+    logits = torch.zeros(1, codes)
+    for mass in torch.arange(1, 10).div(10).tolist():
+        weights = typical_weights(logits.log_softmax(-1), mass, 1, 1.0)
+        assert torch.equal(weights > 0, typical_keep(logits, mass)), mass
 
 
 @pytest.mark.parametrize("codes", [1, 7, 64, 130, 8192])
 def test_drawing_in_two_steps_finds_what_adding_up_the_row_finds(codes: int) -> None:
     g = torch.Generator().manual_seed(codes)
-    weights = (torch.randint(0, 4, (500, codes), generator=g) - 2).clamp(min=0).float()  # sums without rounding
+    weights = (torch.randint(0, 8, (500, codes), generator=g) - 4).clamp(min=0).float()  # sums without rounding
     weights[:, -1] += weights.sum(-1) == 0
     uniform = torch.rand(500, generator=g)
     cumulative = weights.cumsum(-1)
@@ -221,6 +238,12 @@ def test_uniform_just_below_one_is_safe_with_many_codes() -> None:
     logits = random_logits(500, 8192, scale=5.0)
     logits[:, -1] = -torch.inf
     assert (drawn(logits, 1.0, torch.full((500,), 1 - 2**-24)) < 8191).all()
+
+
+def test_a_draw_finds_its_token_among_many_groups() -> None:
+    weights = torch.zeros(3, 256)
+    weights[:, 100], weights[:, 140] = 1e-30, 3e-30  # the first and the last group hold nothing
+    assert draw(weights, torch.tensor([0.0, 0.26, 1 - 2**-24])).tolist() == [100, 140, 140]
 
 
 def test_draw_keeps_the_shape_and_each_row_its_own_number() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paella.noise import cosine
 
-CACHED = 2**23  # numbers between the pointwise layers at a time: more leave the caches, and are new memory at each call
+HIDDEN_AT_ONCE = 2**23  # numbers between two pointwise layers: more leave the caches, and are new memory at each call
 
 
 def time_embedding(t: Tensor, channels: int) -> Tensor:
@@ -104,12 +104,13 @@ class ResBlock(nn.Module):
         h = self.ln(self.depthwise(x).permute(0, 2, 3, 1), m)
         if skip is not None:
             h = torch.cat([h, skip.permute(0, 2, 3, 1)], dim=-1)
-        return x + (self.gamma * self._mixed(h)).permute(0, 3, 1, 2)
+        return x + (self.gamma * self._pointwise(h)).permute(0, 3, 1, 2)
 
-    def _mixed(self, h: Tensor) -> Tensor:
-        """The pointwise layers: (B,h,w,C+C') -> (B,h,w,C). On a CPU that does not learn, as many places at a time as
-        its caches hold."""
-        places, at_once = h.flatten(0, 2), CACHED // (4 * len(self.gamma))
-        if len(places) <= at_once or h.device.type != "cpu" or torch.is_grad_enabled():
+    def _pointwise(self, h: Tensor) -> Tensor:
+        """The pointwise layers: (B,h,w,C+C') -> (B,h,w,C). On a CPU, where nothing is learned, as many places at a
+        time as its caches hold; 8-bit layers have a scale for each time."""
+        places, hidden = h.flatten(0, 2), 4 * len(self.gamma)
+        parts = math.ceil(len(places) * hidden / HIDDEN_AT_ONCE)
+        if parts <= 1 or h.device.type != "cpu" or torch.is_grad_enabled():
             return self.channelwise(h)
-        return torch.cat([self.channelwise(part) for part in places.split(at_once)]).unflatten(0, h.shape[:3])
+        return torch.cat([self.channelwise(part) for part in places.chunk(parts)]).unflatten(0, h.shape[:3])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def guide(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
-    """Classifier-free guidance: l_∅ + w·(l_c - l_∅). A weight of 1 changes nothing."""
+    """Classifier-free guidance: l_∅ + w·(l_c - l_∅), for any w, rounded once. A weight of 1 changes nothing."""
     return torch.lerp(unconditional, conditional, weight)
 
 
@@ -40,30 +40,35 @@ def typical_keep(logits: Tensor, mass: float, min_tokens: int = 1) -> Tensor:
     if mass >= 1:
         return torch.ones_like(logits, dtype=torch.bool)
     log_p = logits.float().log_softmax(-1)
-    return _kept(log_p, log_p.exp(), mass, min_tokens).bool()
+    return _kept(log_p, log_p.softmax(-1), mass, min_tokens).bool()
 
 
 def typical_weights(log_p: Tensor, mass: float, min_tokens: int, temperature: float) -> Tensor:
     """What to draw from: p^(1/temperature) of the tokens that `typical_keep` keeps and 0 for others, up to a factor.
 
     Args:
-        log_p: (n,N) float32, normalized.
+        log_p: (n,N) float32, normalized, -inf where a token must not come up.
         mass, min_tokens: see `typical_keep`.
         temperature: > 0.
 
     Returns:
         (n,N) float32.
     """
-    p = log_p.softmax(-1)  # faster than exp
-    kept = _kept(log_p, p, mass, min_tokens) if mass < 1 else torch.ones(())
+    if mass >= 1:
+        return (log_p / temperature).softmax(-1)
+    p = log_p.softmax(-1)
+    kept = _kept(log_p, p, mass, min_tokens)
     if temperature == 1:
         return p.mul_(kept)
-    impossible = (kept - 1) * torch.finfo(log_p.dtype).max
-    return ((log_p + impossible) / temperature).softmax(-1)
+    # What is left out goes before the softmax: beside a likely token that is, all that are kept might be too small for
+    # a float. Not as -inf, as 0 · inf is no number.
+    left_out = (kept - 1) * torch.finfo(log_p.dtype).max
+    return (log_p / temperature).add_(left_out).softmax(-1)
 
 
 def _kept(log_p: Tensor, p: Tensor, mass: float, min_tokens: int) -> Tensor:
-    """(n,N), 1 for the tokens to keep and 0 for others, as floats, with which a CPU is several times faster."""
+    """(n,N), 1 for the tokens to keep and 0 for others, as floats: with these a CPU is several times faster than with
+    booleans, so comparisons give them too."""
     expected = -(p * log_p).nan_to_num_(0.0).sum(-1, keepdim=True)  # the entropy; p = 0: 0 · -inf
     distance = (log_p + expected).abs_().nan_to_num_(torch.inf)
     # A GPU without Triton (`paella.kernels`) sorts: the other way makes it wait for the CPU.
@@ -96,13 +101,13 @@ def certain(log_p: Tensor, mass: float) -> Tensor:
 
 
 def _ranked(p: Tensor, distance: Tensor, mass: float, min_tokens: int) -> Tensor:
-    """The tokens to keep (n,N), by sorting all."""
+    """`_kept` by sorting all."""
     order = distance.argsort(dim=-1, stable=True)
     before = p.gather(-1, order).double().cumsum(-1).roll(1, dims=-1)  # probability of those ranked ahead of each
     before[..., 0] = 0
     kept = before < mass
     kept[..., :min_tokens] = True
-    return torch.zeros_like(p).scatter(-1, order, kept.to(p.dtype))
+    return torch.empty_like(p).scatter_(-1, order, kept.to(p.dtype))
 
 
 BINS = 512

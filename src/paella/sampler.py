@@ -17,7 +17,7 @@ from paella.canvas import Canvas
 from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, add_noise
 
-CACHED = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
+FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
 
@@ -124,7 +124,7 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
         return _drawn_at_once(rows, settings, numbers).view_as(uniform)
     if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
         return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
-    parts = zip(*(grid.split(max(CACHED // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
+    parts = zip(*(grid.split(max(FILTERED_AT_ONCE // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
     return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
 
 
@@ -159,7 +159,8 @@ def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) 
     log_p = rows.float().log_softmax(-1)
     if settings.min_tokens > 1 or not (known := certain(log_p, settings.typical_mass)).any():
         return _drawn(log_p, settings, uniform)
-    tokens, left = log_p.argmax(-1), ~known
+    tokens, left = torch.empty(len(rows), dtype=torch.int64), ~known
+    tokens[known] = log_p[known].argmax(-1)
     tokens[left] = _drawn(log_p[left], settings, uniform[left])
     return tokens
 
