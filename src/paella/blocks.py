@@ -104,7 +104,7 @@ class ResBlock(nn.Module):
         h = self.ln(self.depthwise(x).permute(0, 2, 3, 1), m)
         if skip is not None:
             h = torch.cat([h, skip.permute(0, 2, 3, 1)], dim=-1)
-        return x + (self.gamma * self._pointwise(h)).permute(0, 3, 1, 2)
+        return torch.addcmul(x.permute(0, 2, 3, 1), self.gamma, self._pointwise(h)).permute(0, 3, 1, 2)
 
     def _pointwise(self, h: Tensor) -> Tensor:
         """The pointwise layers: (B,h,w,C+C') -> (B,h,w,C). On a CPU, where nothing is learned, as many places at a

@@ -75,7 +75,7 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
         blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
         modulation = predictor.clf.in_channels + sum(block.cond_mapper.out_features for block in blocks)
         kept += pixels * run.regions * 3 * FLOAT  # soft masks
-        kept += places * (run.count * d * FLOAT + at_once * batch * (d + modulation) * size)
+        kept += places * (run.count * d * FLOAT + at_once * batch * (d + modulation) * FLOAT)
     # whatever the size: a layer's weights in an order that the processor likes, and the rows that a CPU filters
     fixed = 4 * max(parameter.nbytes for parameter in predictor.parameters()) + FILTERED_AT_ONCE * FILTER
     return fixed + kept + at_once * max(drawing, painting, finishing)

@@ -96,12 +96,12 @@ class TokenPredictor(nn.Module):
         The condition's share of every block's modulation is computed here, once, and not at every step. A map is
         resized bilinearly to each level's grid; as the modulation is linear in it, resizing may come last.
         """
-        condition = condition.to(self.clf.weight.dtype)
+        condition = condition.float()  # what is rounded here would be off everywhere in a picture
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
         c_clip = self.config.c_clip
         maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
-            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None]) for block in self.res_blocks()
+            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None].float()) for block in self.res_blocks()
         ]
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
@@ -116,12 +116,11 @@ class TokenPredictor(nn.Module):
 
     def step(self, tokens: Tensor, maps: list[Tensor], e: Tensor) -> Tensor:
         """What is computed at every step: logits (B,N,h,w), given each block's share of the condition (B,C,h',w') and
-        the time embedding (B,c_r)."""
+        the time embedding (B,c_r), both float32."""
         height, width = tokens.shape[-2:]
         bottom, right = _padding(height, width, self.stride, self.least)
         x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
         maps = [_padded_like(m, height, width, bottom, right) for m in maps]
-        e = e.to(x.dtype)
         remaining = iter(maps)
 
         def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
@@ -130,8 +129,9 @@ class TokenPredictor(nn.Module):
             m = next(remaining)
             if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
                 m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
-            of_time = F.linear(e, block.cond_mapper.weight[:, self.config.c_clip :], block.cond_mapper.bias)
-            return block(x, m.permute(0, 2, 3, 1) + of_time[:, None, None], skip)
+            mapper = block.cond_mapper
+            of_time = F.linear(e, mapper.weight[:, self.config.c_clip :].float(), mapper.bias.float())
+            return block(x, (m.permute(0, 2, 3, 1) + of_time[:, None, None]).to(x.dtype), skip)
 
         skips = []
         for blocks in self.down_blocks:
