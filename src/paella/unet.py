@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -96,12 +97,13 @@ class TokenPredictor(nn.Module):
         The condition's share of every block's modulation is computed here, once, and not at every step. A map is
         resized bilinearly to each level's grid; as the modulation is linear in it, resizing may come last.
         """
-        condition = condition.float()  # what is rounded here would be off everywhere in a picture
+        condition = condition.to(_exact())
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
-        c_clip = self.config.c_clip
+        condition, c_clip = condition.permute(0, 2, 3, 1), self.config.c_clip
         maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
-            F.conv2d(condition, block.cond_mapper.weight[:, :c_clip, None, None].float()) for block in self.res_blocks()
+            F.linear(condition, block.cond_mapper.weight[:, :c_clip].to(_exact())).float().permute(0, 3, 1, 2)
+            for block in self.res_blocks()
         ]
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
@@ -130,7 +132,7 @@ class TokenPredictor(nn.Module):
             if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
                 m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
             mapper = block.cond_mapper
-            of_time = F.linear(e, mapper.weight[:, self.config.c_clip :].float(), mapper.bias.float())
+            of_time = F.linear(*(it.to(_exact()) for it in (e, mapper.weight[:, self.config.c_clip :], mapper.bias)))
             return block(x, (m.permute(0, 2, 3, 1) + of_time[:, None, None]).to(x.dtype), skip)
 
         skips = []
@@ -143,6 +145,12 @@ class TokenPredictor(nn.Module):
             for j, block in enumerate(blocks.children()):
                 x = run(block, x, skips.pop() if j == 0 and i > 0 else None)
         return self.clf(x)[..., :height, :width]
+
+
+def _exact() -> torch.dtype:
+    """What modulations are computed in: one that is rounded is off everywhere in a picture. In float64, for which
+    training has no time, they come to the same in a batch of any size."""
+    return torch.float32 if torch.is_grad_enabled() else torch.float64
 
 
 def _padding(height: int, width: int, stride: int, least: int) -> tuple[int, int]:
