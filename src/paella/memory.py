@@ -57,9 +57,8 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     batch = 2 if run.guided else 1
     codes, size = predictor.clf.out_channels, predictor.clf.weight.element_size()
     on_gpu = predictor.clf.weight.device.type != "cpu"
-    network = (
-        batch * 13 * predictor.clf.in_channels * size
-    )  # a block: 4 around its skip, 4 + 4 hidden ones (on a CPU at most), its output
+    # a block: 4 around its skip, 4 + 4 hidden ones (of large grids on a CPU fewer at a time), its output
+    network = batch * 13 * predictor.clf.in_channels * size
     logits = max(
         (3 if run.guided else 1) * codes * size,  # guidance: two logits, and what becomes of them
         codes * (size + (FILTER if on_gpu else 0)),  # a CPU filters few rows at a time
@@ -75,7 +74,8 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
         blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
         modulation = predictor.clf.in_channels + sum(block.cond_mapper.out_features for block in blocks)
         kept += pixels * run.regions * 3 * FLOAT  # soft masks
-        kept += places * (run.count * d * FLOAT + at_once * batch * (d + modulation) * FLOAT)
+        embedded = run.count * d + at_once * batch * (2 * d + modulation)  # twice, as modulations come from float64
+        kept += places * embedded * FLOAT
     # whatever the size: a layer's weights in an order that the processor likes, and the rows that a CPU filters
     fixed = 4 * max(parameter.nbytes for parameter in predictor.parameters()) + FILTERED_AT_ONCE * FILTER
     return fixed + kept + at_once * max(drawing, painting, finishing)

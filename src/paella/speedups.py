@@ -93,9 +93,7 @@ def quantize_int8(predictor: nn.Module) -> None:
         raise ValueError(f"quantize: int8 is for the convolutional predictor, and this is a {type(predictor).__name__}")
     check_int8(blocks[0].gamma.device, blocks[0].gamma.dtype)
     widest = max(len(block.gamma) for block in blocks)
-    for block in blocks:
-        if 4 * len(block.gamma) < widest:
-            continue
+    for block in (block for block in blocks if 4 * len(block.gamma) >= widest):
         first, last = (layer for layer in block.channelwise if isinstance(layer, nn.Linear))
         block.channelwise = nn.Sequential(Int8Linear(first, gelu=True), Int8Linear(last, gelu=False))
 
