@@ -251,8 +251,8 @@ def quality(
     import torchmetrics  # noqa: F401  where it is missing, that shows now and not when the pictures are drawn
 
     from paella.evaluate.features import open_extractor
-    from paella.evaluate.processes import place
     from paella.evaluate.quality import HeldOutScenes, evaluate_quality, folder_pictures, format_quality
+    from paella.processes import place
 
     place()  # first, as it says which GPU this process is to use
     pipeline = _load(model, sampler_options(steps, guidance, typical_mass, temperature), dtype, quantize)

@@ -43,8 +43,8 @@ from paella.evaluate.metrics import (
     recall,
     ssim,
 )
-from paella.evaluate.processes import gathered, place
 from paella.images import to_pictures, to_tensor
+from paella.processes import gathered, place
 
 if TYPE_CHECKING:
     from paella.pipeline import Paella

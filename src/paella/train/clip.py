@@ -22,6 +22,7 @@ from paella.data.scenes import Scenes, hard_scenes
 from paella.evaluate.clip_score import unit_embeddings
 from paella.images import contact_sheet
 from paella.placement import sent
+from paella.processes import of_all
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 
@@ -168,8 +169,8 @@ class ClipStage(Stage):
         ids = sent(self.clip.tokenize(captions), pixels.device)
         text, image, scale, thumbnails = self.modules["towers"](ids, self.clip.prepare(pixels))
         scale = scale.clamp(max=MAX_SCALE)
-        logits = scale * text @ image.T
-        target = torch.arange(len(captions), device=pixels.device)
+        logits = scale * of_all(text) @ of_all(image).T
+        target = torch.arange(len(logits), device=pixels.device)
         contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         seen = F.adaptive_avg_pool2d(pixels, THUMBNAIL).flatten(1)  # (B,3·T·T)
         text_error, image_error = (thumbnails.float() - seen).square().mean((1, 2))

@@ -26,6 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
 from paella.placement import resolve_dtype
+from paella.processes import mean_of_all
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
@@ -286,6 +287,16 @@ class Trainer:
         self.average.update(self.plain[self.stage.shipped], step + 1)
         return logged
 
+    def stops(self, told: bool, step: int) -> bool:
+        """Whether to end after this step, as this process was told to or another.
+
+        Several must end after the same one. They ask each other where they log, as that waits for a GPU.
+        """
+        if self.accelerator.num_processes == 1:
+            return told
+        asks = step % self.recipe.log_every == 0
+        return asks and mean_of_all(torch.tensor(float(told), device=self.accelerator.device)).item() > 0
+
     def check_finite(self) -> None:
         """Looks at the steps since it last did; to be called before anything of them is written.
 
@@ -335,7 +346,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 advance()
                 last = step == recipe.steps
                 logs, shows = (last or step % every == 0 for every in (recipe.log_every, recipe.preview_every))
-                stops = interrupts.received  # read once: one that comes from here on ends the next step
+                stops = trainer.stops(interrupts.received, step)  # once: what comes from here on ends the next step
                 saves = last or stops or time.monotonic() - saved > 60 * recipe.checkpoint_minutes
                 if logs or shows or saves:
                     trainer.check_finite()

@@ -1,0 +1,106 @@
+"""Training on several processes: what two with half a batch each learn is what one learns, and they stop together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from training import SCHEMAS, settings, train
+
+from paella.processes import mean_of_all, of_all
+from paella.train.loop import CHECKPOINT
+
+pytestmark = pytest.mark.usefixtures("small_gallery")
+
+RUN = """
+import os, signal, sys, torch
+torch.set_num_threads(1)
+from importlib import import_module
+from paella.train import clip, loop
+from paella.train.recipe import load_recipe
+
+clip.GALLERY = 16
+told, kind, schema, *arguments = sys.argv[1:]
+usual = loop.learning_rate
+def interrupts(config, step, steps):
+    if step == 2 and told == os.environ["RANK"]:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return usual(config, step, steps)
+loop.learning_rate = interrupts
+module = import_module(f"paella.train.{kind}")
+module.main(load_recipe(getattr(module, schema), None, arguments))
+"""
+
+
+def on_two_processes(kind: str, model: Path, output: Path, *more: str, told: int | None = None) -> list[int]:
+    """Trains as `torchrun --nproc-per-node 2` does; returns how each ended. `told`: which one is to end in step 3."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    addressed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, str(told), kind, SCHEMAS[kind], *settings(kind, model, output, *more)],
+            env=os.environ | addressed | {"RANK": str(number), "LOCAL_RANK": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        errors = [child.communicate(timeout=120)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    codes = [child.returncode for child in children]
+    assert set(codes) <= {0, -signal.SIGINT}, errors
+    return codes
+
+
+def of_vqgan(*more: str) -> list[str]:
+    """A stage without random numbers: all of a VQGAN's are in its codebook, and in the plain pictures."""
+    return ["decoder_only=true", "plain_share=0", "discriminator_from=0", "adversarial_from=0", *more]
+
+
+@pytest.mark.parametrize("kind", ["clip", "vqgan"])
+def test_two_processes_learn_what_one_learns_of_the_batches_of_both(
+    kind: str, tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """CLIP's loss contrasts all samples, and the adversarial loss is weighed by the gradients of all. Compared are the
+    averages of the gradients: weights that have none are moved by what is rounded."""
+    more = ["steps=3", f"data.folder={pictures}", "precision=float32"]
+    if kind == "vqgan":
+        more += of_vqgan(f"init_from={tiny_model}")
+    train(kind, tiny_model, tmp_path / "one", *more, "batch_size=4")
+    assert on_two_processes(kind, tiny_model, tmp_path / "two", *more, "batch_size=2") == [0, 0]
+    one, two = (load_file(tmp_path / run / CHECKPOINT) for run in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        if name.endswith("/exp_avg"):
+            assert (two[name] - one[name]).norm() <= 1e-3 * one[name].norm() + 1e-6, name
+
+
+def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
+    tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    more = ["steps=6", f"data.folder={pictures}", "batch_size=2", "log_every=2"]
+    arguments = ("predictor", tiny_model)
+    assert on_two_processes(*arguments, tmp_path / "resumed", *more, told=1) == [-signal.SIGINT] * 2
+    with safe_open(tmp_path / "resumed" / CHECKPOINT, "pt") as file:
+        assert file.metadata()["step"] == "4"  # told in the third, and asked when the fourth was logged
+    for run in ("resumed", "whole"):
+        assert on_two_processes(*arguments, tmp_path / run, *more) == [0, 0]
+    resumed, whole = (load_file(tmp_path / run / CHECKPOINT) for run in ("resumed", "whole"))
+    assert not [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
+
+
+def test_one_process_has_the_rows_and_the_mean_of_all() -> None:
+    own = torch.ones(2, 3, requires_grad=True)
+    assert of_all(own) is own
+    assert torch.equal(mean_of_all(own), own) and not mean_of_all(own).requires_grad
