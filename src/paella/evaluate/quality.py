@@ -158,7 +158,7 @@ def evaluate_quality(
 ) -> dict[str, Any] | None:
     """Scores `n` generated pictures, and beside them real and reconstructed ones.
 
-    On several processes (`evaluate.processes`) each draws its share of the pictures, and the first does the rest.
+    On several processes (`paella.processes`) each draws its share of the pictures, and the first does the rest.
 
     Args:
         real: pictures of the model's size with captions, at least 2n.
