@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from training import SCHEMAS, settings, train
 
-from paella.processes import mean_of_all, of_all
+from paella import processes
+from paella.processes import average, mean_of_all, of_all
 from paella.train.loop import CHECKPOINT
 
 pytestmark = pytest.mark.usefixtures("small_gallery")
@@ -86,10 +87,11 @@ def test_two_processes_learn_what_one_learns_of_the_batches_of_both(
             assert (two[name] - one[name]).norm() <= 1e-3 * one[name].norm() + 1e-6, name
 
 
+@pytest.mark.parametrize("average_every", [1, 2])
 def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
-    tiny_model: Path, pictures: Path, tmp_path: Path
+    average_every: int, tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    more = ["steps=6", f"data.folder={pictures}", "batch_size=2", "log_every=2"]
+    more = ["steps=6", f"data.folder={pictures}", "batch_size=2", "log_every=2", f"average_every={average_every}"]
     arguments = ("predictor", tiny_model)
     assert on_two_processes(*arguments, tmp_path / "resumed", *more, told=1) == [-signal.SIGINT] * 2
     with safe_open(tmp_path / "resumed" / CHECKPOINT, "pt") as file:
@@ -98,6 +100,16 @@ def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
         assert on_two_processes(*arguments, tmp_path / run, *more) == [0, 0]
     resumed, whole = (load_file(tmp_path / run / CHECKPOINT) for run in ("resumed", "whole"))
     assert not [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
+
+
+def test_weights_become_their_mean_however_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [torch.arange(3.0), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)]
+    expected = [own[0] / 2, (own[1] + 1) / 2]
+    flat = torch.cat([torch.zeros(3), torch.ones(96)])  # the other process's
+    monkeypatch.setattr(processes, "mean_of_all", lambda mine: (mine + flat) / 2)
+    average(own)
+    assert all(map(torch.equal, own, expected))
+    assert own[1].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_one_process_has_the_rows_and_the_mean_of_all() -> None:

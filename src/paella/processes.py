@@ -4,6 +4,7 @@ here: Accelerate averages them."""
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -54,3 +55,11 @@ def mean_of_all(own: Tensor) -> Tensor:
 
     mean: Tensor = reduce(own.detach(), "mean")
     return mean
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Gives each tensor its mean over the processes, in place."""
+    means = mean_of_all(torch.cat([tensor.flatten() for tensor in tensors]))
+    for tensor, mean in zip(tensors, means.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))

@@ -94,20 +94,25 @@ class TokenPredictor(nn.Module):
     def conditioned(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Binds the condition: returns `denoise(tokens (B,h,w), t (B,)) -> logits (B,N,h,w)`.
 
-        The condition's share of every block's modulation is computed here, once, and not at every step. A map is
-        resized bilinearly to each level's grid; as the modulation is linear in it, resizing may come last.
+        The condition's share of every block's modulation is computed here, once, and not at every step; the time's is
+        one product for all blocks. A map is resized bilinearly to each level's grid; as the modulation is linear in it,
+        resizing may come last.
         """
         condition = condition.to(_exact())
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
         condition, c_clip = condition.permute(0, 2, 3, 1), self.config.c_clip
+        mappers = [block.cond_mapper for block in self.res_blocks()]
         maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
-            F.linear(condition, block.cond_mapper.weight[:, :c_clip].to(_exact())).float().permute(0, 3, 1, 2)
-            for block in self.res_blocks()
+            F.linear(condition, mapper.weight[:, :c_clip].to(_exact())).float().permute(0, 3, 1, 2)
+            for mapper in mappers
         ]
+        weight = torch.cat([mapper.weight[:, c_clip:] for mapper in mappers]).to(_exact())
+        bias = torch.cat([mapper.bias for mapper in mappers]).to(_exact())
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-            return self.step(tokens, maps, time_embedding(t, self.config.c_r))
+            e = time_embedding(t, self.config.c_r).to(_exact())
+            return self.step(tokens, maps, F.linear(e, weight, bias))
 
         return denoise
 
@@ -116,24 +121,23 @@ class TokenPredictor(nn.Module):
         halves = [*self.down_blocks, *self.up_blocks]
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 
-    def step(self, tokens: Tensor, maps: list[Tensor], e: Tensor) -> Tensor:
-        """What is computed at every step: logits (B,N,h,w), given each block's share of the condition (B,C,h',w') and
-        the time embedding (B,c_r), both float32."""
+    def step(self, tokens: Tensor, maps: list[Tensor], of_time: Tensor) -> Tensor:
+        """What is computed at every step: logits (B,N,h,w), given what the blocks' modulations have of the condition, a
+        map (B,C,h',w') for each, and of the time (B,ΣC)."""
         height, width = tokens.shape[-2:]
         bottom, right = _padding(height, width, self.stride, self.least)
         x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
+        shifts = of_time.split([m.shape[1] for m in maps], dim=1)
         maps = [_padded_like(m, height, width, bottom, right) for m in maps]
-        remaining = iter(maps)
+        remaining = zip(maps, shifts, strict=True)
 
         def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
             if not isinstance(block, ResBlock):
                 return block(x)
-            m = next(remaining)
+            m, shift = next(remaining)
             if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
                 m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
-            mapper = block.cond_mapper
-            of_time = F.linear(*(it.to(_exact()) for it in (e, mapper.weight[:, self.config.c_clip :], mapper.bias)))
-            return block(x, (m.permute(0, 2, 3, 1) + of_time[:, None, None]).to(x.dtype), skip)
+            return block(x, (m.permute(0, 2, 3, 1) + shift[:, None, None]).to(x.dtype), skip)
 
         skips = []
         for blocks in self.down_blocks:

@@ -26,7 +26,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from paella.checkpoint import write_tensors
 from paella.data import open_loader
 from paella.placement import resolve_dtype
-from paella.processes import mean_of_all
+from paella.processes import average, mean_of_all
 from paella.train.journal import Journal
 from paella.train.recipe import OptimizerConfig, Recipe
 from paella.train.throughput import counted, peak
@@ -241,9 +241,11 @@ class Trainer:
             for name, module in self.plain.items()
         }
         for name, module in self.plain.items():
-            stage.modules[name], self.optimizers[name] = self.accelerator.prepare(
-                torch.compile(module) if recipe.compile else module, self.optimizers[name]
+            stage.modules[name] = self.accelerator.prepare_model(
+                torch.compile(module) if recipe.compile else module,
+                evaluation_mode=recipe.average_every > 1,  # or each step would average the gradients
             )
+            self.optimizers[name] = self.accelerator.prepare_optimizer(self.optimizers[name])
         self.average = Average(self.plain[stage.shipped], recipe.ema)
         self.unchecked: list[tuple[str, int, Tensor]] = []  # module, step, whether its loss and gradient were finite
 
@@ -284,8 +286,20 @@ class Trainer:
                     self.optimizers[name].step()  # until then, Accelerate makes these two do nothing
                     self.optimizers[name].zero_grad()
             logged.append({**metrics, "rate": rate})
+        if accelerator.num_processes > 1 and recipe.average_every > 1 and self.agree(step + 1):
+            self._meet()
         self.average.update(self.plain[self.stage.shipped], step + 1)
         return logged
+
+    def agree(self, step: int) -> bool:
+        """Whether all processes have the same weights and moments after that many steps."""
+        return step % self.recipe.average_every == 0 or step == self.recipe.steps
+
+    def _meet(self) -> None:
+        """Gives all processes the mean of what they have learned apart: weights, and what their optimizers remember."""
+        for name, module in self.plain.items():
+            average(list(module.parameters()))
+            average([value for state in self.optimizers[name].state.values() for value in state.values()])
 
     def stops(self, told: bool, step: int) -> bool:
         """Whether to end after this step, as this process was told to or another.
@@ -347,7 +361,8 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 last = step == recipe.steps
                 logs, shows = (last or step % every == 0 for every in (recipe.log_every, recipe.preview_every))
                 stops = trainer.stops(interrupts.received, step)  # once: what comes from here on ends the next step
-                saves = last or stops or time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                due = trainer.agree(step) and time.monotonic() - saved > 60 * recipe.checkpoint_minutes
+                saves = last or stops or due
                 if logs or shows or saves:
                     trainer.check_finite()
                 if logs:

@@ -72,6 +72,9 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 32  # of each process, and of each of the batches that make a step
     accumulate: int = 1  # batches whose gradients make one step
+    # Several processes: steps after which they take the mean of their weights, each having learned alone till then; 1 =
+    # the mean of their gradients, at every step.
+    average_every: int = 1
     seed: int = 0
     precision: str = "auto"  # "bf16", "float32", or "auto": bf16 where the processor multiplies it natively
     compile: bool = False
@@ -84,7 +87,12 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _check(self, "", steps=1, batch_size=1, accumulate=1, log_every=1, preview_every=1)
+        _check(self, "", steps=1, batch_size=1, accumulate=1, average_every=1, log_every=1, preview_every=1)
+        if self.log_every % self.average_every:
+            raise ValueError(
+                f"log_every: must be a multiple of average_every ({self.average_every}), as processes stop where they "
+                f"log, not {self.log_every}"
+            )
         if self.precision not in ("auto", "bf16", "float32"):
             raise ValueError(f"precision: must be auto, bf16 or float32, not {self.precision!r}")
 
