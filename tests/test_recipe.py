@@ -59,6 +59,7 @@ def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
     [
         ("steps=0", "steps: must be at least 1, not 0"),
         ("log_every=0", "log_every: must be at least 1, not 0"),
+        ("average_every=3", r"log_every: must be a multiple of average_every \(3\), as .*, not 1"),
         ("precision=fp8", "precision: must be auto, bf16 or float32, not 'fp8'"),
         ("data.jitter=-1", r"data\.jitter: must be at least 0, not -1"),
         ("data.size=15", r"data\.size: must be a multiple of [24], the VQGAN's compression, not 15"),
@@ -97,3 +98,8 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"^recipe: .*{words}"):
             load_recipe(Recipe, tmp_path / "wrong.yaml")
+
+
+def test_clip_s_loss_is_of_all_processes_at_every_step(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"^average_every: must be 1, not 2"):
+        make_stage("clip", tiny_model, "average_every=2", "log_every=2")
