@@ -34,6 +34,13 @@ def interrupts(config, step, steps):
         os.kill(os.getpid(), signal.SIGTERM)
     return usual(config, step, steps)
 loop.learning_rate = interrupts
+learns = loop.Trainer.step
+def step(self, batches, number):
+    logged = learns(self, batches, number)
+    last = list(self.plain[self.stage.shipped].parameters())[-1]
+    torch.save(last, os.path.join(self.recipe.output, f"{os.environ['RANK']}-{number + 1}.pt"))
+    return logged
+loop.Trainer.step = step
 module = import_module(f"paella.train.{kind}")
 module.main(load_recipe(getattr(module, schema), None, arguments))
 """
@@ -64,42 +71,45 @@ def on_two_processes(kind: str, model: Path, output: Path, *more: str, told: int
     return codes
 
 
-def of_vqgan(*more: str) -> list[str]:
-    """A stage without random numbers: all of a VQGAN's are in its codebook, and in the plain pictures."""
-    return ["decoder_only=true", "plain_share=0", "discriminator_from=0", "adversarial_from=0", *more]
+ADVERSARIAL = ["decoder_only=true", "discriminator_from=0", "adversarial_from=0"]
 
 
-@pytest.mark.parametrize("kind", ["clip", "vqgan"])
+@pytest.mark.parametrize(
+    ("kind", "more"), [("clip", []), ("vqgan", ADVERSARIAL), ("vqgan", ["revive_below=0"])], ids=str
+)
 def test_two_processes_learn_what_one_learns_of_the_batches_of_both(
-    kind: str, tiny_model: Path, pictures: Path, tmp_path: Path
+    kind: str, more: list[str], tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
-    """CLIP's loss contrasts all samples, and the adversarial loss is weighed by the gradients of all. Compared are the
-    averages of the gradients: weights that have none are moved by what is rounded."""
-    more = ["steps=3", f"data.folder={pictures}", "precision=float32"]
+    """CLIP's loss contrasts all samples, the adversarial loss is weighed by the gradients of all, and a codebook learns
+    from all. Compared are averages, of gradients and of codes: weights that have no gradient are moved by rounding."""
+    more = [*more, "steps=3", f"data.folder={pictures}", "precision=float32"]
     if kind == "vqgan":
-        more += of_vqgan(f"init_from={tiny_model}")
+        more += [f"init_from={tiny_model}", "plain_share=0"]  # a start, and pictures, without random numbers
     train(kind, tiny_model, tmp_path / "one", *more, "batch_size=4")
     assert on_two_processes(kind, tiny_model, tmp_path / "two", *more, "batch_size=2") == [0, 0]
     one, two = (load_file(tmp_path / run / CHECKPOINT) for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
-        if name.endswith("/exp_avg"):
+        if name.endswith(("/exp_avg", "embed_avg")):
             assert (two[name] - one[name]).norm() <= 1e-3 * one[name].norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("average_every", [1, 2])
+@pytest.mark.parametrize(("average_every", "told"), [(1, 1), (2, 0)])
 def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
-    average_every: int, tiny_model: Path, pictures: Path, tmp_path: Path
+    average_every: int, told: int, tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     more = ["steps=6", f"data.folder={pictures}", "batch_size=2", "log_every=2", f"average_every={average_every}"]
     arguments = ("predictor", tiny_model)
-    assert on_two_processes(*arguments, tmp_path / "resumed", *more, told=1) == [-signal.SIGINT] * 2
+    assert on_two_processes(*arguments, tmp_path / "resumed", *more, told=told) == [-signal.SIGINT] * 2
     with safe_open(tmp_path / "resumed" / CHECKPOINT, "pt") as file:
         assert file.metadata()["step"] == "4"  # told in the third, and asked when the fourth was logged
     for run in ("resumed", "whole"):
         assert on_two_processes(*arguments, tmp_path / run, *more) == [0, 0]
     resumed, whole = (load_file(tmp_path / run / CHECKPOINT) for run in ("resumed", "whole"))
     assert not [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
+    for step in range(1, 7):
+        one, other = (torch.load(tmp_path / "whole" / f"{number}-{step}.pt") for number in range(2))
+        assert torch.equal(one, other) == (step % average_every == 0), step
 
 
 def test_weights_become_their_mean_however_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +126,9 @@ def test_one_process_has_the_rows_and_the_mean_of_all() -> None:
     own = torch.ones(2, 3, requires_grad=True)
     assert of_all(own) is own
     assert torch.equal(mean_of_all(own), own) and not mean_of_all(own).requires_grad
+
+
+def test_only_a_predictor_learns_apart(tiny_model: Path, tmp_path: Path) -> None:
+    for kind in ("clip", "vqgan"):
+        with pytest.raises(ValueError, match=r"^average_every: must be 1 but for predictors, not 2"):
+            train(kind, tiny_model, tmp_path, "average_every=2", "log_every=2")

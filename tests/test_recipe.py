@@ -98,8 +98,3 @@ def test_a_wrong_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(ValueError, match=f"^recipe: .*{words}"):
             load_recipe(Recipe, tmp_path / "wrong.yaml")
-
-
-def test_clip_s_loss_is_of_all_processes_at_every_step(tiny_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"^average_every: must be 1, not 2"):
-        make_stage("clip", tiny_model, "average_every=2", "log_every=2")

@@ -111,7 +111,7 @@ class TokenPredictor(nn.Module):
         bias = torch.cat([mapper.bias for mapper in mappers]).to(_exact())
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-            e = time_embedding(t, self.config.c_r).to(_exact())
+            e = time_embedding(t, self.config.c_r).to(weight.dtype)
             return self.step(tokens, maps, F.linear(e, weight, bias))
 
         return denoise

@@ -58,13 +58,6 @@ class ClipRecipe(Recipe):
     thumbnail: float = 20.0
     text_only: bool = False  # train the text tower alone, so that pictures keep their embeddings; needs init_from
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.average_every > 1:
-            raise ValueError(
-                f"average_every: must be 1, not {self.average_every}: the loss contrasts the samples of all processes"
-            )
-
 
 def train_tokenizer(captions: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE (any text has tokens), lower case, learned from the captions."""

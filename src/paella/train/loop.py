@@ -43,11 +43,14 @@ class Stage(ABC):
     Attributes:
         modules: what is trained, by name; each has its optimizer. The loop wraps them for its device.
         shipped: the name of the module whose averaged weights are the result.
+        learns_apart: whether its losses are of one process's samples alone and all it learns is parameters, so that
+            `average_every` may be more than 1.
         data: the training data; `paella.data.collate` makes its batches.
     """
 
     modules: dict[str, nn.Module]
     shipped: str
+    learns_apart: bool = False
     data: Any
     device: torch.device = torch.device("cpu")  # the loop's, set before the first step
 
@@ -218,6 +221,8 @@ class Trainer:
         from accelerate import Accelerator, PartialState
         from accelerate.utils import DataLoaderConfiguration, parse_flag_from_env
 
+        if recipe.average_every > 1 and not stage.learns_apart:
+            raise ValueError(f"average_every: must be 1 but for predictors, not {recipe.average_every}")
         self.stage, self.recipe = stage, recipe
         wanted = "bfloat16" if recipe.precision == "bf16" else recipe.precision
         device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
@@ -287,7 +292,7 @@ class Trainer:
                     self.optimizers[name].zero_grad()
             logged.append({**metrics, "rate": rate})
         if accelerator.num_processes > 1 and recipe.average_every > 1 and self.agree(step + 1):
-            self._meet()
+            self._meet(step + 1)
         self.average.update(self.plain[self.stage.shipped], step + 1)
         return logged
 
@@ -295,11 +300,15 @@ class Trainer:
         """Whether all processes have the same weights and moments after that many steps."""
         return step % self.recipe.average_every == 0 or step == self.recipe.steps
 
-    def _meet(self) -> None:
-        """Gives all processes the mean of what they have learned apart: weights, and what their optimizers remember."""
-        for name, module in self.plain.items():
-            average(list(module.parameters()))
-            average([value for state in self.optimizers[name].state.values() for value in state.values()])
+    def _meet(self, step: int) -> None:
+        """Gives all processes the mean of what they learned apart: weights, and the moments of their optimizers."""
+        for name, optimizer in self.optimizers.items():
+            trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            average(trained)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                average([state[moment] for state in optimizer.state.values()])
+            # another's may not have been finite, and no gradient of this one's shows it
+            self.unchecked.append((name, step, torch.isfinite(nn.utils.get_total_norm(trained))))
 
     def stops(self, told: bool, step: int) -> bool:
         """Whether to end after this step, as this process was told to or another.
@@ -378,6 +387,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                         save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()
                 if stops:
+                    trainer.accelerator.wait_for_everyone()  # who starts them may end all when the first has ended
                     raise KeyboardInterrupt
     trainer.accelerator.end_training()
     return output

@@ -146,6 +146,7 @@ class TokenStage(Stage):
     """Trains a predictor of the tokens of a VQGAN, under a condition that the subclasses know."""
 
     shipped = "predictor"
+    learns_apart = True
 
     def __init__(self, recipe: TokenRecipe) -> None:
         self.recipe = recipe

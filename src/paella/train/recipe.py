@@ -72,8 +72,8 @@ class Recipe:
     steps: int = 1000
     batch_size: int = 32  # of each process, and of each of the batches that make a step
     accumulate: int = 1  # batches whose gradients make one step
-    # Several processes: steps after which they take the mean of their weights, each having learned alone till then; 1 =
-    # the mean of their gradients, at every step.
+    # Predictors on several processes: steps after which these take the mean of their weights, each having learned alone
+    # till then; 1 = the mean of their gradients, at every step.
     average_every: int = 1
     seed: int = 0
     precision: str = "auto"  # "bf16", "float32", or "auto": bf16 where the processor multiplies it natively

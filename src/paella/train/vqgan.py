@@ -15,7 +15,7 @@ from paella.checkpoint import about_argument, load_vqgan, save_vqgan
 from paella.data import collate, length, open_data
 from paella.evaluate.metrics import codebook_usage, psnr
 from paella.images import contact_sheet, to_pictures
-from paella.processes import mean_of_all
+from paella.processes import mean_of_all, place
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
 from paella.vqgan import VQGAN, NearestQuantizer, VQGANConfig
@@ -64,6 +64,7 @@ class Autoencoder(nn.Module):
             kmeans_init=recipe.init_from is None,
             kmeans_iters=10,
             threshold_ema_dead_code=recipe.revive_below,
+            sync_codebook=place()[1] > 1,
             accept_image_fmap=True,
         )
         if recipe.init_from is not None:
@@ -149,8 +150,8 @@ class VQGANStage(Stage):
         """Balances the two losses by their gradients at the decoder's last layer, clamped: else it ruins runs."""
         last = self.autoencoder.vqgan.decoder.conv_out.weight
         losses = (difference, adversarial)
-        gradients = (torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in losses)
-        ours, theirs = (mean_of_all(gradient).norm() for gradient in gradients)
+        gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in losses]
+        ours, theirs = mean_of_all(torch.stack(gradients)).flatten(1).norm(dim=1)
         return (ours / (theirs + 1e-6)).clamp(0, self.recipe.adaptive_limit).detach()
 
     def preview(self, shipped: nn.Module) -> Image.Image:
