@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,23 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json({"a": 2, "b": object()}, path)
     assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_model_is_written_within_its_folder(tiny: Paella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be a disk of its own, so that nothing can be moved there from beside it."""
+    made: list[Path] = []
+    usual = tempfile.mkdtemp
+    monkeypatch.setattr(tempfile, "mkdtemp", lambda *args: made.append(Path(usual(*args))) or str(made[-1]))
+    tiny.save_pretrained(tmp_path / "model")
+    assert [path.parent for path in made] == [tmp_path / "model"] and not made[0].exists()
+
+
+def test_a_clip_that_is_missing_is_not_looked_for_on_the_hub(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    shutil.rmtree(folder / "clip")
+    with pytest.raises(CheckpointError, match=r"^model: .*clip is missing"):
+        load_model(folder)
 
 
 def test_a_model_half_written_is_not_a_model(tiny: Paella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,7 @@ def test_sides_have_their_own_prompts_and_a_hole_is_filled_in_the_same_run(tiny:
     [
         ({}, "left: one of left, right, top and bottom"),
         ({"left": -4}, "left: must be 0 or more"),
+        ({"left": 2.5}, "left: must be a whole number"),
         ({"right": 8, "regions": [(FOX, "left")]}, "regions: the box .* is empty"),
         ({"right": 8, "regions": [(FOX, (0, 0, 41, 8))]}, "not within the 40 x 32 pixels"),
     ],
@@ -233,6 +234,8 @@ def test_regions_matter_where_they_are(tiny: Paella) -> None:
         ([(FOX, np.zeros((32, 32), bool))], "regions: nothing in it is white"),
         ([(FOX, "left"), (" ", "right")], "regions: the prompt of a region must not be empty"),
         ([(FOX, "middle")], "regions: cannot read middle"),
+        ([(FOX, (0, 0, 16.0, 32))], "regions: must be a whole number, not 16.0"),
+        ([(3, "left")], "regions: must be a string, not 3"),
     ],
 )
 def test_regions_that_cannot_be_are_refused(tiny: Paella, regions: list, message: str) -> None:  # type: ignore[type-arg]

@@ -144,7 +144,7 @@ def test_what_is_transparent_in_a_mask_stays(tiny: Paella) -> None:
 def test_several_masks_leave_the_rest_without_a_prompt(tiny: Paella, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     usual = tiny._embed
-    monkeypatch.setattr(tiny, "_embed", lambda prompts: (asked.extend(prompts), usual(prompts))[1])
+    monkeypatch.setattr(tiny, "_embed", lambda prompts, *name: (asked.extend(prompts), usual(prompts, *name))[1])
     picture = some_picture(64, 32)
     masks = [box_mask(picture, 4, 4, 20, 28), box_mask(picture, 44, 4, 60, 28)]
     assert tiny.inpaint(picture, masks, [FOX, DOG])[0].info["prompt"] == f"{FOX} | {DOG}"
@@ -160,6 +160,7 @@ def test_several_masks_have_a_prompt_each(tiny: Paella) -> None:
     assert not changed[~(masks[0] | masks[1])].any()
     assert content([both]) != content(tiny.inpaint(picture, masks, [DOG, FOX]))
     assert content(tiny.inpaint(picture, masks, FOX)) == content(tiny.inpaint(picture, masks[0] | masks[1], FOX))
+    assert content(tiny.inpaint(picture, masks, [FOX])) == content(tiny.inpaint(picture, masks, FOX))
     with pytest.raises(ValueError, match="prompt: must be one, or one for each of the 2 masks"):
         tiny.inpaint(picture, masks, [FOX, DOG, FOX])
 

@@ -124,11 +124,37 @@ def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
         ({"typical_mass": 1.5}, "typical_mass: "),
         ({"temperature": 0.0}, "temperature: "),
         ({"guidance": float("nan")}, "guidance: "),
+        ({"n": 2.0}, "n: must be a whole number, not 2.0"),
+        ({"seed": "7"}, "seed: must be a whole number, not '7'"),
+        ({"seed": 1.5}, "seed: must be a whole number, not 1.5"),
+        ({"size": 64.0}, "size: must be a whole number, not 64.0"),
+        ({"size": (32, 32, 3)}, "size: must be one number, or height and width"),
+        ({"steps": 8.0}, "steps: must be a whole number, not 8.0"),
+        ({"guidance": "3"}, "guidance: must be a number, not '3'"),
+        ({"negative_prompt": ["a cat"]}, "negative_prompt: must be a string"),
     ],
 )
 def test_a_wrong_argument_is_named(tiny: Paella, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}"):
         tiny.generate(**{"prompt": "a dog", **arguments})
+
+
+def test_numbers_may_be_numpy_s_and_no_seed_is_seed_0(tiny: Paella) -> None:
+    plain = {"n": 2, "seed": 5, "size": 32, "steps": 2, "guidance": 3, "temperature": 0.5}
+    types = {"guidance": np.float32, "temperature": np.float32}
+    given = {name: types.get(name, np.int64)(value) for name, value in plain.items()}
+    ours, theirs = (tiny.generate("a dog", **numbers) for numbers in (plain, given))  # type: ignore[arg-type]
+    assert content(ours) == content(theirs)
+    assert json.loads(theirs[0].info["settings"]) == json.loads(ours[0].info["settings"])
+    assert content(tiny.generate("a dog", seed=None)) == content(tiny.generate("a dog", seed=0))  # type: ignore[arg-type]
+    dog = ours[0]
+    assert content(tiny.restyle(dog, "a fox", seed=np.int64(5))) == content(tiny.restyle(dog, "a fox", seed=5))
+
+
+def test_pictures_to_reconstruct_have_one_size_that_the_tokenizer_divides(tiny: Paella) -> None:
+    for sizes in ([(32, 32), (32, 16)], [(30, 32)], []):
+        with pytest.raises(ValueError, match=r"^pictures: must be of one size, its sides multiples of 4"):
+            tiny.reconstruct([Image.new("RGB", size) for size in sizes])
 
 
 def test_on_step_sees_every_step_and_may_cancel(tiny: Paella) -> None:
@@ -195,6 +221,8 @@ def test_devices_and_dtypes_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("auto", torch.device("cpu")) in (torch.float32, torch.bfloat16)
     with pytest.raises(ValueError, match=r"^device: 'nonsense'"):
         resolve_device("nonsense")
+    with pytest.raises(ValueError, match=r"^device: must be auto, cpu or cuda, not 'meta'"):
+        resolve_device("meta")
     for generation, expected in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, own=generation: own)
         assert resolve_dtype("auto", torch.device("cuda")) == expected

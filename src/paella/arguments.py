@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any, SupportsFloat
 
 
 def warn(message: str) -> None:
@@ -15,6 +17,40 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def whole(value: Any, argument: str) -> int:
+    """A whole number, of whatever type.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ValueError(f"{argument}: must be a whole number, not {value!r}") from error
+
+
+def number(value: Any, argument: str) -> float:
+    """A number, of whatever type, as Python's.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, SupportsFloat):
+        raise ValueError(f"{argument}: must be a number, not {value!r}")
+    return value if isinstance(value, int | float) else float(value)
+
+
+def words(value: Any, argument: str) -> str:
+    """A string.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{argument}: must be a string, not {value!r}")
+    return value
+
+
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
     """One for each picture, prompt-major.
 
@@ -22,7 +58,7 @@ def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
         ValueError: there is no prompt, or `n` is below 1.
     """
     prompts = prompt_list(prompt)
-    if n < 1:
+    if whole(n, "n") < 1:
         raise ValueError(f"n: must be at least 1, not {n}")
     return [text for text in prompts for _ in range(n)]
 
@@ -39,13 +75,16 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def seeds_of(seed: int | Sequence[int], count: int) -> list[int]:
-    """Of `count` pictures: `seed + i`, or those of a list.
+def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Of `count` pictures: `seed + i`, or those of a list; None is 0.
 
     Raises:
         ValueError: they are not so many, or one is out of range.
     """
-    seeds = list(seed) if isinstance(seed, Sequence) else [seed + i for i in range(count)]
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = [whole(one, "seed") for one in seed]
+    else:
+        seeds = [whole(0 if seed is None else seed, "seed") + i for i in range(count)]
     if len(seeds) != count:
         raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
     if outside := [one for one in seeds if not 0 <= one < 2**63]:

@@ -77,8 +77,9 @@ def downloaded(name: str | Path, patterns: list[str] | None = None) -> Path:
 
 def write_json(value: Mapping[str, Any], path: Path) -> None:
     """Writes atomically: the file is there whole, or as it was before."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        file.write(text)
     os.chmod(file.name, 0o644)
     os.replace(file.name, path)
 
@@ -298,15 +299,17 @@ def load_clip(name: str | Path) -> Clip:
     """The CLIP of a model folder (or "builtin"), or else of a folder or hub id in transformers' format."""
     folder = model_folder(name)
     own_parts = (folder / "model.json").is_file() or (folder / "clip").is_dir()
+    if own_parts and not (folder / "clip").is_dir():  # else its name would be looked up on the hub
+        raise CheckpointError(f"model: {folder / 'clip'} is missing")
     return Clip.load(folder / "clip" if own_parts else name)
 
 
 def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
     """Writes a complete model folder, in half precision by default; `load_model` reads it back.
 
-    All of it is written beside the folder first, and then moved into it file by file.
+    All of it is written into a folder in it first, and then moved file by file.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     labels = isinstance(pipeline.clip, Labels)
     about = {
         "format": FORMAT,
@@ -318,13 +321,12 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
         "objects": pipeline.objects,
         "recipe": pipeline.recipe,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent) as name:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:  # the folder may be a disk of its own
         whole = Path(name)
         save_predictor(pipeline.predictor, whole, dtype)
         save_vqgan(pipeline.vqgan, whole, dtype)
         pipeline.clip.save(whole if labels else whole / "clip", dtype)
         write_json(about, whole / "model.json")
-        folder.mkdir(exist_ok=True)
         for file in sorted(whole.rglob("*")):
             place = folder / file.relative_to(whole)
             if file.is_dir():

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import checkpoint, edits, memory
-from paella.arguments import seeds_of, warn
+from paella.arguments import number, seeds_of, warn, whole, words
 from paella.batches import Batches
 from paella.canvas import Canvas
 from paella.clip import Clip
@@ -192,8 +192,12 @@ class Engine:
     def reconstruct(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         """The pictures as the tokenizer gives them back: the best that any picture of this model can be.
 
-        Their sides must be multiples of the tokenizer's f, and all of one size.
+        Raises:
+            ValueError: they are not of one size, or its sides no multiples of the tokenizer's f.
         """
+        f, sizes = self.vqgan.config.f, {picture.size for picture in pictures}
+        if len(sizes) != 1 or any(side % f for size in sizes for side in size):
+            raise ValueError(f"pictures: must be of one size, its sides multiples of {f}, not {sorted(sizes)}")
         pixels = to_tensor(pictures).to(self.device)
         return [picture for part in pixels.split(32) for picture in self._pictures(self.vqgan.encode(part))]
 
@@ -202,7 +206,10 @@ class Engine:
     ) -> tuple[int, int]:
         """The grid's height and width for a size in pixels; for the rest see `_check_memory`."""
         f = self.vqgan.config.f
-        height, width = (self.size, self.size) if size is None else (size, size) if isinstance(size, int) else size
+        sides = list(size) if isinstance(size, tuple | list) else [self.size if size is None else size] * 2
+        if len(sides) != 2:
+            raise ValueError(f"size: must be one number, or height and width, not {size}")
+        height, width = (whole(side, "size") for side in sides)
         if height < f or width < f:
             raise ValueError(f"size: must be at least {f} x {f} pixels, not {height} x {width}")
         if height % f or width % f:
@@ -235,9 +242,10 @@ class Engine:
         Raises:
             ValueError: one is out of range.
         """
-        given = {name: options.get(name) for name in ("steps", "guidance", "typical_mass", "temperature")}
-        changed = {name: value for name, value in {**given, "renoise": renoise}.items() if value is not None}
-        return replace(self.settings, **changed)  # type: ignore[arg-type]
+        checks = {"steps": whole, "guidance": number, "typical_mass": number, "temperature": number}
+        given = {name: (check, options.get(name)) for name, check in checks.items()}
+        changed = {name: check(value, name) for name, (check, value) in given.items() if value is not None}
+        return replace(self.settings, **changed, renoise=renoise or self.settings.renoise)  # type: ignore[arg-type]
 
     def _variation_options(self, options: Options, strength: float) -> Options:
         """The options, filled with what variations have in place of the model's settings; `strength`, from 0 to 1, is
@@ -288,11 +296,11 @@ class Engine:
         if unknown := options.keys() - Options.__annotations__.keys():
             raise TypeError(f"{ability}: unknown argument {', '.join(sorted(unknown))}")
         settings = self._settings(options, renoise)
-        seeds = seeds_of(options.get("seed", 0), len(prompts)) if seeds is None else seeds
+        seeds = seeds_of(options.get("seed"), len(prompts)) if seeds is None else seeds
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         noise = edits.random_tokens(generators, *grid, self.vqgan.config.n_embed).to(self.device)
         negative = options.get("negative_prompt")
-        null = self._embed([negative or ""])[:, :, None, None]
+        null = self._embed([words(negative or "", "negative_prompt")], "negative_prompt")[:, :, None, None]
         if negative and settings.guidance == 1:
             warn("negative_prompt: does nothing at guidance 1, which asks for the prompt alone")
         alike = {"ability": ability, "model": self.name, "settings": json.dumps(asdict(settings)), **(record or {})}
@@ -347,12 +355,12 @@ class Engine:
         """The picture's CLIP embedding (d,)."""
         return self.clip.embed_images(to_tensor([picture]).to(self.device))[0]
 
-    def _embed(self, prompts: Sequence[str]) -> Tensor:
+    def _embed(self, prompts: Sequence[str], argument: str = "prompt") -> Tensor:
         """Embeddings (B,d); an empty prompt is the null condition. Each distinct text is embedded once, alone."""
         texts = {text for text in prompts if text.strip()}
         for text in sorted(texts):
             if isinstance(self.clip, Clip) and self.clip.is_cut(text):
-                warn(f"prompt: cut to the {self.clip.context} tokens that CLIP reads: {text!r}")
+                warn(f"{argument}: cut to the {self.clip.context} tokens that CLIP reads: {text!r}")
         known = {text: self.clip.embed_text([text])[0] for text in sorted(texts)}
         null = torch.zeros(self.clip.dim, device=self.device)
         return torch.stack([known.get(text, null) for text in prompts])

@@ -15,6 +15,8 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from paella.arguments import whole
+
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Picture = Image.Image | np.ndarray | str | Path  # a PIL image, an array (H,W) or (H,W,3), or a file
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -187,7 +189,7 @@ def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mappin
         return open_mask(where, size, "regions")
     if len(where) != 4:
         raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
-    left, top, right, bottom = where
+    left, top, right, bottom = (whole(side, "regions") for side in where)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"regions: the box {tuple(where)} is empty or not within the {width} x {height} pixels")
     area = torch.zeros(height, width, dtype=torch.bool)
@@ -240,7 +242,7 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
     Raises:
         ValueError: `feather` is below 0, or so wide that no pixel has weight 1.
     """
-    if feather < 0:
+    if whole(feather, "feather") < 0:
         raise ValueError(f"feather: must be 0 or more pixels, not {feather}")
     inner = mask[None].float()
     total = inner

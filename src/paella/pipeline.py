@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import edits
-from paella.arguments import per_picture, prompt_list, seeds_of
+from paella.arguments import per_picture, prompt_list, seeds_of, whole, words
 from paella.canvas import Canvas
 from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options
 from paella.images import (
@@ -123,8 +123,8 @@ class Paella(Engine):
         if not given:
             raise ValueError("mask: must be a mask, or a list of at least one")
         masks = torch.stack([open_mask(one, picture.size) for one in given])
-        if len(masks) > 1 and not isinstance(prompt, str):
-            texts = prompt_list(prompt)
+        texts = prompt_list(prompt)
+        if len(masks) > 1 and len(texts) > 1:
             if len(texts) != len(masks):
                 raise ValueError(f"prompt: must be one, or one for each of the {len(masks)} masks, not {len(texts)}")
             regions, rest = list(zip(texts, masks, strict=True)), ""
@@ -170,7 +170,7 @@ class Paella(Engine):
         """
         extents = {"left": left, "right": right, "top": top, "bottom": bottom}
         for name, pixels in extents.items():
-            if pixels < 0:
+            if whole(pixels, name) < 0:
                 raise ValueError(f"{name}: must be 0 or more pixels, not {pixels}")
         if not any(extents.values()):
             raise ValueError("left: one of left, right, top and bottom must be above 0")
@@ -236,7 +236,7 @@ class Paella(Engine):
         if not 0 <= strength <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         options = self._variation_options(options, strength)
-        prompts = per_picture(prompt or "", n)
+        prompts = per_picture(words(prompt or "", "prompt"), n)
         grid = self._grid(size, n, options)
         embedding = self._embed_picture(open_picture(image))
         if prompt is not None:
@@ -266,7 +266,7 @@ class Paella(Engine):
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        if frames < 1:
+        if whole(frames, "frames") < 1:
             raise ValueError(f"frames: must be at least 1, not {frames}")
         grid = self._grid(size, frames, options)
         first, last = (
@@ -278,7 +278,7 @@ class Paella(Engine):
         canvas = partial(edits.text_to_image, condition=condition)
         names = [text if isinstance(text, str) else "a picture" for text in (start, end)]
         prompts = [" → ".join(names)] * frames
-        seeds = seeds_of(options.get("seed", 0), 1) * frames
+        seeds = seeds_of(options.get("seed"), 1) * frames
         return self._draw("interpolate", prompts, grid, canvas, options, seeds=seeds)
 
     def restyle(
@@ -309,7 +309,7 @@ class Paella(Engine):
         prompts = per_picture(prompt, n)
         self._check_memory("image", picture.height, picture.width, len(prompts), options)
         tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
-        seeds = seeds_of(options.get("seed", 0), len(prompts))
+        seeds = seeds_of(options.get("seed"), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
         uniform = torch.stack([torch.rand(tokens.shape[1:], generator=stream) for stream in streams])
@@ -353,9 +353,9 @@ class Paella(Engine):
         """
         if not regions:
             raise ValueError("regions: must not be empty")
-        if not all(text.strip() for text, _ in regions):
+        if not all(words(text, "regions").strip() for text, _ in regions):
             raise ValueError("regions: the prompt of a region must not be empty")
-        if softness < 0:
+        if whole(softness, "softness") < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
         prompts = per_picture(" | ".join([text for text, _ in regions] + [background] * bool(background)), n)
         height, width = self._grid(size, n, options, len(regions))

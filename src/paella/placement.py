@@ -36,6 +36,8 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: {device!r} is not available here; auto and cpu are") from error
+    if place.type not in ("cpu", "cuda"):  # others lack float64, or never were tried
+        raise ValueError(f"device: must be auto, cpu or cuda, not {device!r}")
     return place
 
 
