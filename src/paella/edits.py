@@ -73,7 +73,8 @@ def soft_weights(masks: Tensor, f: int, softness: int) -> Tensor:
     if softness > 0:
         reach = min(softness // 2, *masks.shape[1:])
         weights = F.pad(weights, (reach,) * 4, mode="replicate")
-        weights = F.avg_pool2d(weights, 2 * reach + 1, stride=1)
+        for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):  # one after the other: a square takes its side as often
+            weights = F.avg_pool2d(weights, window, stride=1)
     weights = F.avg_pool2d(weights, f)[:, 0]
     rest = (1 - weights.sum(0, keepdim=True)).clamp(min=0)
     weights = torch.cat([weights, rest])
