@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 from conftest import Result, Run, files
 from PIL import Image
+from torch.utils.data import DataLoader
+
+from paella.cli.errors import Command
 
 
 def failed(result: Result, code: int, *named: str) -> None:
@@ -285,6 +288,18 @@ def test_a_bug_is_one_line_too(generate: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("PAELLA_DEBUG", "1")
     with pytest.raises(KeyError):
         generate("a fox")
+
+
+def test_what_a_data_loader_s_process_raised_is_said_without_its_traceback() -> None:
+    class Broken:
+        def __getitem__(self, index: int) -> object:
+            raise ValueError("data.folder: cat.png is gone")
+
+    loader = DataLoader(Broken(), sampler=[0], num_workers=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Original Traceback") as raised:
+        next(iter(loader))
+    failure = Command("train")._failure(raised.value)
+    assert (str(failure), failure.code) == ("data.folder: cat.png is gone", 2)
 
 
 def test_ctrl_c_anywhere_is_one_line(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Run
+from PIL import Image
 from training import make_stage, rows, schema, settings, train
 
 from paella.checkpoint import save_model
@@ -166,6 +167,13 @@ def test_another_data_set_does_not_go_on_in_the_same_folder(
         with pytest.raises(ValueError, match=f"^output: .*another {words}"):
             encode(tiny_model, output, *more, number=number)
     encode(tiny_model, tmp_path / "mine", f"data.folder={described_twice}")
+    picture = described_twice / "0.png"
+    before = picture.read_bytes()
+    Image.new("RGB", (16, 16), "red").save(picture)
+    with pytest.raises(ValueError, match=r"^output: .*another content"):
+        encode(tiny_model, tmp_path / "mine", f"data.folder={described_twice}")
+    picture.write_bytes(before)
+    assert encode(tiny_model, tmp_path / "mine", f"data.folder={described_twice}")
     (described_twice / "0.txt").write_text("changed")
     with pytest.raises(ValueError, match=r"^output: .*another content"):
         encode(tiny_model, tmp_path / "mine", f"data.folder={described_twice}")

@@ -180,6 +180,28 @@ def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path) -> None:
     assert folder.skipped == []
 
 
+def test_linked_folders_are_entered_once_and_cycles_end(tmp_path: Path) -> None:
+    add(tmp_path / "elsewhere" / "a.jfif", format="JPEG")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set" / "round").symlink_to(tmp_path / "set")
+    assert [file.relative_to(tmp_path).as_posix() for file in Folder(tmp_path / "set").files] == ["set/link/a.jfif"]
+
+
+def test_an_accent_may_be_a_character_of_its_own(tmp_path: Path) -> None:
+    """As macOS writes file names, and nobody captions."""
+    add(tmp_path / "cafe\u0301.png", caption=None)
+    jsonl(tmp_path, {"file": "caf\u00e9.png", "caption": "a café"})
+    folder = Folder(tmp_path)
+    assert (folder.captions, folder.skipped) == ([["a café"]], [])
+
+
+def test_a_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+    add(tmp_path / "good.png")
+    add(tmp_path / "bad\udcff.png", caption=None)
+    assert [name.encode() for name, _ in Folder(tmp_path).skipped] == [b"bad\\udcff.png"]
+
+
 @pytest.mark.parametrize("case", ["empty", "missing", "file", "all skipped"])
 def test_a_folder_of_nothing_is_an_error_that_says_what_is_expected(tmp_path: Path, case: str) -> None:
     path = tmp_path / "pictures"

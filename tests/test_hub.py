@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,13 +82,17 @@ def test_the_diffusers_pipeline_is_pushed_and_comes_back(tiny: Paella, hub: Hub)
 
 def test_the_command_uploads_the_files_as_they_are(hub: Hub, paella: Run, tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("| rightly named | 76.8 |\n")
+    tiny_model = shutil.copytree(tiny_model, tmp_path / "model")
     before = {path: path.read_bytes() for path in tiny_model.rglob("*") if path.is_file()}
+    left_over = tiny_model / ".half-written" / "predictor.safetensors"
+    left_over.parent.mkdir()
+    left_over.write_bytes(b"what a save that was killed left")
     result = paella("push", tiny_model, "me/tiny", "--results", "report.md")
     assert result.code == 0 and result.out.rstrip().endswith("/me/tiny")
     pushed = dict(hub.repositories["me/tiny"])
     assert "| rightly named | 76.8 |" in pushed.pop("README.md").decode()
     assert pushed == {path.relative_to(tiny_model).as_posix(): content for path, content in before.items()}
-    assert {path for path in tiny_model.rglob("*") if path.is_file()} == before.keys()
+    assert {path for path in tiny_model.rglob("*") if path.is_file()} == {*before, left_over}
 
 
 def test_what_is_no_model_is_not_pushed(hub: Hub, paella: Run, tmp_path: Path) -> None:

@@ -66,6 +66,9 @@ def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
         ("data.mirrored=2", r"data\.mirrored: must be within 0 \.\.\. 1, not 2"),
         ("data.objects=[fox,blob]", r"data\.objects: 'blob' is not in the vocabulary"),
         ("data.objects=[]", r"data\.objects: must not be empty"),
+        ("seed=-5", "seed: must be at least 0, not -5"),
+        ("ema=1.5", "ema: must be within 0 ... 1, not 1.5"),
+        ("optimizer.warmup=200", r"optimizer\.warmup: must be within 0 ... 1, not 200"),
         ("data.shares=[1,2]", r"data\.shares: must be one for each of"),
     ],
 )
@@ -80,6 +83,7 @@ def test_a_value_out_of_range_is_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("null_share=10", "null_share: must be within 0 ... 1, not 10"),
         ("t_power=0", "t_power: must be a finite number above 0, not 0"),
         ("image_shift=1", "image_shift: must be at least 0 and less than 1, not 1"),
         ("context_share=1 region_share=0", "context_share: is of samples with a clean region"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,6 +143,28 @@ def test_a_checkpoint_brings_everything_back(tmp_path: Path) -> None:
         for index, values in memory.items():
             assert all(torch.equal(value, other[index][key]) for key, value in values.items())
     assert all(torch.equal(value, others[1].tensors[key]) for key, value in average.tensors.items())
+
+
+def test_moments_stay_with_their_parameters_whatever_the_groups(tmp_path: Path) -> None:
+    """Other settings of the optimizer group parameters in another way."""
+    modules, average, optimizers = some_parts(0)
+    save_checkpoint(tmp_path / "c.safetensors", 3, "one", modules, average, optimizers)
+    others = some_parts(1)
+    for part, module in others[0].items():
+        others[2][part] = AdamW([{"params": [parameter]} for parameter in reversed([*module.parameters()])], 0.1)
+    load_checkpoint(tmp_path / "c.safetensors", "one", *others)
+    for part, module in modules.items():
+        for own, other in zip(module.parameters(), others[0][part].parameters(), strict=True):
+            memory, same = optimizers[part].state[own], others[2][part].state[other]
+            assert memory.keys() == same.keys() and all(torch.equal(memory[key], same[key]) for key in memory)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    path, parts = tmp_path / "c.safetensors", some_parts(0)
+    save_checkpoint(path, 3, "one", *parts)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"^checkpoint: .*c\.safetensors is damaged"):
+        load_checkpoint(path, "one", *parts)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -324,6 +347,21 @@ def test_a_finished_run_is_not_trained_again(tiny_model: Path, pictures: Path, t
     again = (train("predictor", tiny_model, tmp_path, *more) / "model" / "predictor.safetensors").read_bytes()
     assert again == first
     assert len(rows(tmp_path)) == count
+    shutil.rmtree(tmp_path / "model")
+    assert (train("predictor", tiny_model, tmp_path, *more) / "model" / "predictor.safetensors").read_bytes() == first
+    (tmp_path / loop.CHECKPOINT).unlink()
+    with pytest.raises(ValueError, match=r"^output: .*model is there, and no checkpoint"):
+        train("predictor", tiny_model, tmp_path, *more)
+
+
+def test_a_run_that_broke_off_leaves_no_line_twice(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
+    more = f"data.folder={pictures}"
+    train("predictor", tiny_model, tmp_path, "steps=2", more)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # after the last checkpoint
+        file.write(json.dumps({"step": 3, "loss": 1.0}) + "\n" + '{"step": 4, "lo')
+    train("predictor", tiny_model, tmp_path, "steps=4", more)
+    steps = [row["step"] for row in rows(tmp_path) if "rate" in row]
+    assert steps == [1, 2, 3, 4]
 
 
 def test_a_model_records_the_recipe_of_its_run_and_its_own_sizes(

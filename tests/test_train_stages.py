@@ -393,6 +393,13 @@ def test_a_run_is_not_resumed_with_another_tokenizer(tiny_model: Path, tmp_path:
         train("wordings", tiny_model, tmp_path, *entries, "data.shares=[0,0,0,0,1]")
 
 
+def test_a_run_is_not_resumed_with_other_labels(tiny_model: Path, tmp_path: Path) -> None:
+    entries = ("steps=1", "preview_every=1")
+    train("labels", tiny_model, tmp_path, *entries, "data.objects=[fox,key]")
+    with pytest.raises(ValueError, match="other labels"):
+        train("labels", tiny_model, tmp_path, *entries, "data.objects=[key,fox]")
+
+
 def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:
     with pytest.raises(ValueError, match="init_from: must be a model"):
         make_stage("wordings", tiny_model, "init_from=null")

@@ -42,6 +42,7 @@ def push(
     try:
         repository = api.create_repo(repo_id, private=private, exist_ok=True)
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        paths = [path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
         files: dict[str, Path | bytes] = {path.relative_to(folder).as_posix(): path for path in paths}
         files["README.md"] = model_card(pipeline, repository.repo_id, results).encode()
         operations = [CommitOperationAdd(name, content) for name, content in files.items()]

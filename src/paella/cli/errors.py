@@ -48,16 +48,19 @@ class Command(TyperCommand):
                 raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> Failure:
+        message = str(error)
+        if "Original Traceback" in message:  # of a data loader's process: what was raised is its last line
+            message = message.strip().splitlines()[-1].partition(": ")[2]
         package = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
         if extra := EXTRAS.get(package):
             return Failure(f'this needs the package {package}: pip install -e ".[{extra}]" in the repository', 1)
         if isinstance(error, ValueError):
-            return Failure(self._with_option(str(error)), 2)
+            return Failure(self._with_option(message), 2)
         if isinstance(error, OSError):
-            reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            reason = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else message
             return Failure(self._with_option(reason), 1)
         if isinstance(error, MemoryError | RuntimeError):
-            return Failure(str(error) or "out of memory", 1)
+            return Failure(message or "out of memory", 1)
         return Failure(f"unexpected {type(error).__name__}: {error}; PAELLA_DEBUG=1 shows where it happened", 1)
 
     def _with_option(self, message: str) -> str:

@@ -64,7 +64,7 @@ def train(
             warn("interrupted before the first step; nothing is written")
         raise typer.Exit(130) from None
     if before is not None and _written(output / CHECKPOINT) == before:
-        typer.echo(f"{output / 'model'}: was trained for these {settings.steps} steps before; nothing was left to do")
+        typer.echo(f"{output / 'model'}: was trained for {settings.steps} steps or more before; nothing was left to do")
     else:
         typer.echo(f"{output / 'model'}: trained for {settings.steps} steps")
 

@@ -10,14 +10,19 @@ Captions lie beside the pictures, in either or both of two forms:
 from __future__ import annotations
 
 import json
+import os
+import unicodedata
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from paella.images import as_rgb
 
-PICTURE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".png", ".tif", ".tiff", ".webp"})
+PICTURE_SUFFIXES = frozenset(
+    [".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"]
+)
 CAPTIONS_FILE = "captions.jsonl"
 
 
@@ -49,7 +54,7 @@ class Folder:
         self.skipped: list[tuple[str, str]] = []
         if size < 1:
             raise ValueError(f"size is a number of pixels, at least 1; got {size}")
-        found = [file for file in sorted(self.path.rglob("*")) if file.is_file() and not self._hidden(file)]
+        found = [file for file in sorted(_below(self.path)) if file.is_file() and not self._hidden(file)]
         pictures = [file for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
         listed = self._listed([file for file in found if file.name == CAPTIONS_FILE], set(pictures))
         for file in pictures:
@@ -112,6 +117,7 @@ class Folder:
     def _listed(self, jsonls: list[Path], pictures: set[Path]) -> defaultdict[Path, list[str]]:
         """The captions that jsonl files give to each of `pictures`."""
         captions: defaultdict[Path, list[str]] = defaultdict(list)
+        composed = {_composed(picture): picture for picture in pictures}
         for jsonl in jsonls:
             try:
                 lines = jsonl.read_bytes().splitlines()
@@ -123,8 +129,8 @@ class Folder:
                     continue
                 try:
                     name, caption = _entry(line)
-                    file = jsonl.parent / name
-                    if file not in pictures:
+                    file = composed.get(_composed(jsonl.parent / name))
+                    if file is None:
                         raise ValueError(f"there is no picture {name}")
                 except ValueError as error:
                     self._skip(jsonl, str(error), line=number)
@@ -133,7 +139,7 @@ class Folder:
         return captions
 
     def _skip(self, file: Path, reason: str, *, line: int | None = None) -> None:
-        name = file.relative_to(self.path).as_posix()
+        name = file.relative_to(self.path).as_posix().encode("utf-8", "backslashreplace").decode()  # can be printed
         self.skipped.append((name if line is None else f"{name}:{line}", reason))
 
     def _hidden(self, file: Path) -> bool:
@@ -148,6 +154,20 @@ class Folder:
             return f"there is no folder {self.path}: {expected}"
         skipped = f" ({len(self.skipped)} skipped, first {': '.join(self.skipped[0])})" if self.skipped else ""
         return f"nothing in the folder {self.path} can be used{skipped}: {expected}"
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files, those of linked folders too, each of which is entered once."""
+    entered = {os.path.realpath(folder)}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if os.path.realpath(os.path.join(root, name)) not in entered]
+        entered |= {os.path.realpath(os.path.join(root, name)) for name in folders}
+        yield from (Path(root, name) for name in files)
+
+
+def _composed(file: Path) -> str:
+    """A path by which the same letters are the same: é may be one character, or an e with an accent (macOS)."""
+    return unicodedata.normalize("NFC", str(file))
 
 
 def read_picture(file: str | Path, size: int) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from paella.checkpoint import load_clip, load_vqgan, read_json, write_json
+from paella.checkpoint import about_argument, load_clip, load_vqgan, read_json, write_json
 from paella.data import collate, length, open_data, own_process_group
 from paella.data.encoded import FORMAT, MANIFEST, SHARD, described, fingerprints, shard_file, write_shard
 from paella.data.folder import Folder
@@ -57,7 +58,10 @@ def encode(recipe: PredictorRecipe, folder: Path, number: int | None, progress: 
     if isinstance(data, Folder) and number is not None:
         raise ValueError("number: is for scenes; of a folder all pictures are encoded")
     device = resolve_device("auto")
-    vqgan, clip = load_vqgan(recipe.vqgan), load_clip(recipe.clip)
+    with about_argument("vqgan"):
+        vqgan = load_vqgan(recipe.vqgan)
+    with about_argument("clip"):
+        clip = load_clip(recipe.clip)
     recipe.data.check_fits(vqgan.config.f)
     warn_of_cut_captions(clip, data)
     _claim(folder, recipe, data, {"format": FORMAT, "pictures": pictures, **fingerprints(vqgan, clip)})
@@ -102,7 +106,7 @@ def _claim(folder: Path, recipe: PredictorRecipe, data: Folder | Scenes, manifes
     """
     manifest |= {"data": described(recipe.data)}
     if isinstance(data, Folder):
-        files = [file.relative_to(data.path).as_posix() for file in data.files]
+        files = [(file.relative_to(data.path).as_posix(), sha256(file.read_bytes()).digest()) for file in data.files]
         manifest |= {"objects": [], "content": fingerprint(about=f"{files} {data.captions}")}
     else:
         manifest |= {"objects": data.names, "seed": recipe.seed}

@@ -23,8 +23,10 @@ from paella.train.recipe import Recipe
 class Journal:
     """Metrics to `metrics.jsonl` and TensorBoard, pictures to `preview/`, progress to the terminal."""
 
-    def __init__(self, output: Path, recipe: Recipe, active: bool) -> None:
-        self.output, self.recipe, self.active = output, recipe, active
+    def __init__(self, output: Path, recipe: Recipe, active: bool, done: int = 0) -> None:
+        """`done`: steps of the run that were made before; what is told of later ones is of a run that broke off."""
+        self.output, self.recipe, self.active, self.done = output, recipe, active, done
+        self.metrics = output / "metrics.jsonl"
         self.found: dict[str, list[Tensor]] = {}
         self.since = time.monotonic()
         self.steps = 0
@@ -35,7 +37,12 @@ class Journal:
         if self.active:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.output / "tensorboard"))
+            self.board = SummaryWriter(str(self.output / "tensorboard"), purge_step=self.done + 1)
+            if self.metrics.exists():
+                lines = self.metrics.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.done]
+                if len(kept) < len(lines):
+                    self.metrics.write_text("".join(kept))
             write_json(asdict(self.recipe), self.output / "recipe.json")
         return self
 
@@ -87,7 +94,7 @@ class Journal:
         if not self.active:
             return
         rounded = {name: float(f"{value:.5g}") for name, value in figures.items()}
-        with (self.output / "metrics.jsonl").open("a") as file:
+        with self.metrics.open("a") as file:
             file.write(json.dumps({"step": step, **rounded}) + "\n")
         for name, value in figures.items():
             self.board.add_scalar(name, value, step)

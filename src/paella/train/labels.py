@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ class LabelStage(TokenStage):
         from paella.data.scenes import LabelMaps
 
         return LabelMaps(open_data(config, seed), self.vqgan.config.f)  # type: ignore[arg-type]
+
+    def text_tokens(self) -> str:
+        return sha256(repr(self.label_names()).encode()).hexdigest()
 
     def label_names(self) -> tuple[str, ...]:
         """Those of the scenes, or whatever the captions of a folder are."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -78,8 +78,8 @@ class Stage(ABC):
         return {}
 
     def text_tokens(self) -> str:
-        """A digest of the BPE that captions are read by, where one is learned from the data before the first step:
-        weights that were trained with one are of no use with another, and no run is resumed so."""
+        """A digest of the BPE that captions are read by, where one is learned from the data before the first step, or
+        of the labels: weights that were trained with one are of no use with another, and no run is resumed so."""
         return ""
 
 
@@ -136,8 +136,9 @@ def save_checkpoint(
     tensors: dict[str, Tensor] = {f"average/{name}": value for name, value in average.tensors.items()}
     for part, module in modules.items():
         tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
-        for index, state in optimizers[part].state_dict()["state"].items():
-            tensors |= {f"optimizer/{part}/{index}/{name}": value for name, value in state.items()}
+        for name, parameter in module.named_parameters():
+            state = optimizers[part].state.get(parameter, {})
+            tensors |= {f"optimizer/{part}/{name}/{key}": value for key, value in state.items()}
     write_tensors(tensors, path, metadata={"step": str(step), "text_tokens": text_tokens})
 
 
@@ -149,21 +150,28 @@ def load_checkpoint(
     Raises:
         ValueError: the checkpoint is of another model, or of one that reads captions by another BPE.
     """
-    with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
+    except SafetensorError as error:
+        raise ValueError(f"checkpoint: {path} is damaged ({error}); use another output folder") from error
     if metadata.get("text_tokens", text_tokens) != text_tokens:
         raise ValueError(
-            f"checkpoint: the data of this recipe give another text tokenizer (BPE) than the run of {path} began with; "
-            "use another output folder, or the data that it had"
+            f"checkpoint: the data of this recipe give other labels, or another text tokenizer (BPE), than the run of "
+            f"{path} began with; use another output folder, or the data that it had"
         )
     try:
         for part, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{part}/"))
-            states: dict[int, dict[str, Tensor]] = {}
-            for name, value in _below(tensors, f"optimizer/{part}/").items():
-                index, key = name.split("/")
-                states.setdefault(int(index), {})[key] = value
+            found: dict[str, dict[str, Tensor]] = {}
+            for path_, value in _below(tensors, f"optimizer/{part}/").items():
+                name, key = path_.split("/")
+                found.setdefault(name, {})[key] = value
+            # torch numbers parameters as the groups have them, which other settings of the optimizer make anew
+            names = {parameter: name for name, parameter in module.named_parameters()}
+            grouped = [parameter for group in optimizers[part].param_groups for parameter in group["params"]]
+            states = {i: found[names[parameter]] for i, parameter in enumerate(grouped) if names[parameter] in found}
             groups = optimizers[part].state_dict()["param_groups"]
             optimizers[part].load_state_dict({"state": states, "param_groups": groups})
             # the fused update reads moments in the order of the parameter's memory, so they must be laid out alike
@@ -346,14 +354,21 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
     state = (stage.text_tokens(), trainer.plain, trainer.average, trainer.optimizers)
-    checkpoint = output / CHECKPOINT
+    checkpoint, model = output / CHECKPOINT, output / "model"
+    if model.exists() and not checkpoint.exists():
+        raise ValueError(
+            f"output: {model} is there, and no {CHECKPOINT} of its run to go on from; use another folder, or remove it"
+        )
     done = load_checkpoint(checkpoint, *state) if checkpoint.exists() else 0
     start = done * trainer.samples
     loader = open_loader(stage.data, recipe.batch_size, recipe.seed, start=start, workers=recipe.data.workers)
     loader = trainer.accelerator.prepare(loader)
     writes = trainer.accelerator.is_main_process
+    if writes and done >= recipe.steps and not model.exists():
+        with trainer.averaged() as shipped:
+            stage.save(shipped, model)
 
-    with Journal(output, recipe, writes) as journal, _Interrupts() as interrupts:
+    with Journal(output, recipe, writes, done) as journal, _Interrupts() as interrupts:
         step = done
         saved = time.monotonic()
         batches = iter(loader) if done < recipe.steps else iter(())
@@ -382,7 +397,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                 if saves:
                     if writes:
                         with trainer.averaged() as shipped:
-                            stage.save(shipped, output / "model")  # so that a run can be tried at any time
+                            stage.save(shipped, model)  # so that a run can be tried at any time
                         # last: a checkpoint of the last step says that the model is there too
                         save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()

@@ -44,7 +44,7 @@ from paella.train.clip import warn_of_cut_captions
 from paella.train.growth import grown
 from paella.train.loop import CHECKPOINT, Loss, Stage, train
 from paella.train.loss import SmoothedCrossEntropy
-from paella.train.recipe import DataConfig, Recipe
+from paella.train.recipe import DataConfig, Recipe, check_shares
 from paella.train.translation import embedded, holds, same_weights, translate
 from paella.unet import TokenPredictor, UNetConfig
 from paella.vqgan import VQGAN
@@ -76,6 +76,7 @@ class TokenRecipe(Recipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_shares(self, "", "null_share", "region_share", "region_null_share", "label_smoothing")
         if not 0 < self.t_power < math.inf:
             raise ValueError(f"t_power: must be a finite number above 0, not {self.t_power}")
         if self.grow and self.init_from is None:
@@ -97,6 +98,7 @@ class PredictorRecipe(TokenRecipe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_shares(self, "", "image_share", "context_share", "rehearse")
         for_variations(self.sampler, self.variations)
         if not 0 <= self.image_shift < 1:
             raise ValueError(f"image_shift: must be at least 0 and less than 1, not {self.image_shift}")

@@ -63,6 +63,9 @@ class OptimizerConfig:
     # output about as much as a narrow layer's (maximal update parametrization, Yang et al. 2022). 0 = one rate for all.
     full_rate_inputs: int = 0
 
+    def __post_init__(self) -> None:
+        check_shares(self, "optimizer.", "warmup", "final_rate")
+
 
 @dataclass
 class Recipe:
@@ -87,7 +90,9 @@ class Recipe:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        _check(self, "", steps=1, batch_size=1, accumulate=1, average_every=1, log_every=1, preview_every=1)
+        least_one = ("steps", "batch_size", "accumulate", "average_every", "log_every", "preview_every")
+        _check(self, "", seed=0, **dict.fromkeys(least_one, 1))
+        check_shares(self, "", "ema")
         if self.log_every % self.average_every:
             raise ValueError(
                 f"log_every: must be a multiple of average_every ({self.average_every}), as processes stop where they "
@@ -105,6 +110,17 @@ def _check(record: Any, prefix: str, **least: int) -> None:
     for name, bound in least.items():
         if getattr(record, name) < bound:
             raise ValueError(f"{prefix}{name}: must be at least {bound}, not {getattr(record, name)}")
+
+
+def check_shares(record: Any, prefix: str, *names: str) -> None:
+    """Makes sure that these entries are within 0 ... 1.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name in names:
+        if not 0 <= getattr(record, name) <= 1:
+            raise ValueError(f"{prefix}{name}: must be within 0 ... 1, not {getattr(record, name)}")
 
 
 def _file(path: str | Path) -> Any:
