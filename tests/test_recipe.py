@@ -39,6 +39,7 @@ def test_overrides_come_last(tmp_path: Path) -> None:
         (["optimizer.momentum=1"], "momentum"),
         (["steps=many"], "many"),
         (["model.c_hidden=wide"], "wide"),
+        (["data.folder="], "'data.folder=' has no value"),
         (["steps"], "'steps' is not of the form key=value"),
         ([], "output"),  # what has no default
     ],
