@@ -211,8 +211,11 @@ def test_an_interrupted_write_leaves_the_old_json(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_model_is_written_within_its_folder(tiny: Paella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_there_is_written_within(
+    tiny: Paella, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which may be a disk of its own, so that nothing can be moved there from beside it."""
+    (tmp_path / "model").mkdir()
     made: list[Path] = []
     usual = tempfile.mkdtemp
     monkeypatch.setattr(tempfile, "mkdtemp", lambda *args: made.append(Path(usual(*args))) or str(made[-1]))

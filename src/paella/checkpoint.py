@@ -307,9 +307,10 @@ def load_clip(name: str | Path) -> Clip:
 def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch.float16) -> None:
     """Writes a complete model folder, in half precision by default; `load_model` reads it back.
 
-    All of it is written into a folder in it first, and then moved file by file.
+    All of it is written into a folder beside it first, or within it where it is there and may be a disk of its own, and
+    then moved file by file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     labels = isinstance(pipeline.clip, Labels)
     about = {
         "format": FORMAT,
@@ -321,12 +322,13 @@ def save_model(pipeline: Engine, folder: Path, dtype: torch.dtype | None = torch
         "objects": pipeline.objects,
         "recipe": pipeline.recipe,
     }
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:  # the folder may be a disk of its own
+    with tempfile.TemporaryDirectory(dir=folder if folder.is_dir() else folder.parent, prefix=".") as name:
         whole = Path(name)
         save_predictor(pipeline.predictor, whole, dtype)
         save_vqgan(pipeline.vqgan, whole, dtype)
         pipeline.clip.save(whole if labels else whole / "clip", dtype)
         write_json(about, whole / "model.json")
+        folder.mkdir(exist_ok=True)
         for file in sorted(whole.rglob("*")):
             place = folder / file.relative_to(whole)
             if file.is_dir():

@@ -127,17 +127,23 @@ class TokenPredictor(nn.Module):
         height, width = tokens.shape[-2:]
         bottom, right = _padding(height, width, self.stride, self.least)
         x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
+        # What the blocks add up is kept in float32 on a CPU: dozens of sums, each rounded, are most of what bfloat16 is
+        # off by.
+        summed = x.device.type == "cpu" and not torch.is_grad_enabled()
+        inner = x.dtype
+        x = x.float() if summed else x
         shifts = of_time.split([m.shape[1] for m in maps], dim=1)
         maps = [_padded_like(m, height, width, bottom, right) for m in maps]
         remaining = zip(maps, shifts, strict=True)
 
         def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
             if not isinstance(block, ResBlock):
-                return block(x)
+                return block(x.to(inner)).float() if summed else block(x)
             m, shift = next(remaining)
             if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
                 m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
-            return block(x, (m.permute(0, 2, 3, 1) + shift[:, None, None]).to(x.dtype), skip)
+            m = m.permute(0, 2, 3, 1) + shift[:, None, None]
+            return block(x, m.to(inner if summed else x.dtype), skip)
 
         skips = []
         for blocks in self.down_blocks:
@@ -148,7 +154,7 @@ class TokenPredictor(nn.Module):
         for i, blocks in enumerate(self.up_blocks):
             for j, block in enumerate(blocks.children()):
                 x = run(block, x, skips.pop() if j == 0 and i > 0 else None)
-        return self.clf(x)[..., :height, :width]
+        return self.clf(x.to(inner) if summed else x)[..., :height, :width]
 
 
 def _exact() -> torch.dtype:
