@@ -46,12 +46,13 @@ module.main(load_recipe(getattr(module, schema), None, arguments))
 """
 
 
-def on_two_processes(kind: str, model: Path, output: Path, *more: str, told: int | None = None) -> list[int]:
-    """Trains as `torchrun --nproc-per-node 2` does; returns how each ended. `told`: which one is to end in step 3."""
+def on_processes(count: int, kind: str, model: Path, output: Path, *more: str, told: int | None = None) -> list[int]:
+    """Trains as `torchrun --nproc-per-node` does; returns how each ended. `told`: which one is to end in step 3."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    addressed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    addressed = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true"}
+    addressed["WORLD_SIZE"] = str(count)
     children = [
         subprocess.Popen(
             [sys.executable, "-c", RUN, str(told), kind, SCHEMAS[kind], *settings(kind, model, output, *more)],
@@ -59,7 +60,7 @@ def on_two_processes(kind: str, model: Path, output: Path, *more: str, told: int
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(2)
+        for number in range(count)
     ]
     try:
         errors = [child.communicate(timeout=120)[1] for child in children]
@@ -85,8 +86,8 @@ def test_two_processes_learn_what_one_learns_of_the_batches_of_both(
     more = [*more, "steps=3", f"data.folder={pictures}", "precision=float32"]
     if kind == "vqgan":
         more += [f"init_from={tiny_model}", "plain_share=0"]  # a start, and pictures, without random numbers
-    train(kind, tiny_model, tmp_path / "one", *more, "batch_size=4")
-    assert on_two_processes(kind, tiny_model, tmp_path / "two", *more, "batch_size=2") == [0, 0]
+    assert on_processes(1, kind, tiny_model, tmp_path / "one", *more, "batch_size=4") == [0]
+    assert on_processes(2, kind, tiny_model, tmp_path / "two", *more, "batch_size=2") == [0, 0]
     one, two = (load_file(tmp_path / run / CHECKPOINT) for run in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
@@ -99,12 +100,12 @@ def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
     average_every: int, told: int, tiny_model: Path, pictures: Path, tmp_path: Path
 ) -> None:
     more = ["steps=6", f"data.folder={pictures}", "batch_size=2", "log_every=2", f"average_every={average_every}"]
-    arguments = ("predictor", tiny_model)
-    assert on_two_processes(*arguments, tmp_path / "resumed", *more, told=told) == [-signal.SIGINT] * 2
+    arguments = (2, "predictor", tiny_model)
+    assert on_processes(*arguments, tmp_path / "resumed", *more, told=told) == [-signal.SIGINT] * 2
     with safe_open(tmp_path / "resumed" / CHECKPOINT, "pt") as file:
         assert file.metadata()["step"] == "4"  # told in the third, and asked when the fourth was logged
     for run in ("resumed", "whole"):
-        assert on_two_processes(*arguments, tmp_path / run, *more) == [0, 0]
+        assert on_processes(*arguments, tmp_path / run, *more) == [0, 0]
     resumed, whole = (load_file(tmp_path / run / CHECKPOINT) for run in ("resumed", "whole"))
     assert not [name for name, value in whole.items() if not torch.equal(value, resumed[name])]
     for step in range(1, 7):

@@ -100,12 +100,9 @@ class ResBlock(nn.Module):
             self.channelwise[-1].weight.mul_(math.sqrt(1 / depth))  # type: ignore[operator]
 
     def forward(self, x: Tensor, m: Tensor, skip: Tensor | None = None) -> Tensor:
-        """x (B,C,h,w), modulation m (B,h,w,C) or (B,1,1,C), skip (B,C',h,w) -> (B,C,h,w), in the dtype of x.
-
-        Where nothing is learned, x and skip may be float32 in a block that is not: all but the sum is in the block's.
-        """
-        inner = x.dtype if torch.is_grad_enabled() else self.gamma.dtype
-        h = self.ln(self.depthwise(x.to(inner)).permute(0, 2, 3, 1), m)
+        """x (B,C,h,w), modulation m (B,h,w,C) or (B,1,1,C), skip (B,C',h,w) -> (B,C,h,w), in x's dtype; all but the sum
+        is computed in that of m."""
+        h = self.ln(self.depthwise(x.to(m.dtype)).permute(0, 2, 3, 1), m)
         if skip is not None:
             h = torch.cat([h, skip.permute(0, 2, 3, 1).to(h.dtype)], dim=-1)
         return torch.addcmul(x.permute(0, 2, 3, 1), self.gamma, self._pointwise(h)).permute(0, 3, 1, 2)

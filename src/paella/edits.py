@@ -73,7 +73,7 @@ def soft_weights(masks: Tensor, f: int, softness: int) -> Tensor:
     if softness > 0:
         reach = min(softness // 2, *masks.shape[1:])
         weights = F.pad(weights, (reach,) * 4, mode="replicate")
-        for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):  # one after the other: a square takes its side as often
+        for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):  # a square one would cost its side times as much
             weights = F.avg_pool2d(weights, window, stride=1)
     weights = F.avg_pool2d(weights, f)[:, 0]
     rest = (1 - weights.sum(0, keepdim=True)).clamp(min=0)

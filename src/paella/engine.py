@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     typical_mass: float | None
     temperature: float | None
     negative_prompt: str | None
-    seed: int | Sequence[int]
+    seed: int | Sequence[int] | None
     on_step: OnStep | None
     trajectory: bool
 
@@ -243,8 +243,8 @@ class Engine:
             ValueError: one is out of range.
         """
         checks = {"steps": whole, "guidance": number, "typical_mass": number, "temperature": number}
-        given = {name: (check, options.get(name)) for name, check in checks.items()}
-        changed = {name: check(value, name) for name, (check, value) in given.items() if value is not None}
+        given = {name: value for name in checks if (value := options.get(name)) is not None}
+        changed = {name: checks[name](value, name) for name, value in given.items()}
         return replace(self.settings, **changed, renoise=renoise or self.settings.renoise)  # type: ignore[arg-type]
 
     def _variation_options(self, options: Options, strength: float) -> Options:

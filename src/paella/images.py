@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from numbers import Integral
 from pathlib import Path
 from typing import IO
 
@@ -14,8 +15,6 @@ import torch.nn.functional as F
 from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-
-from paella.arguments import whole
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Picture = Image.Image | np.ndarray | str | Path  # a PIL image, an array (H,W) or (H,W,3), or a file
@@ -187,9 +186,9 @@ def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mappin
         where = named[where]
     if not isinstance(where, tuple | list):
         return open_mask(where, size, "regions")
-    if len(where) != 4:
-        raise ValueError(f"regions: a box is (left, top, right, bottom), not {where}")
-    left, top, right, bottom = (whole(side, "regions") for side in where)
+    if len(where) != 4 or not all(isinstance(side, Integral) for side in where):
+        raise ValueError(f"regions: a box is (left, top, right, bottom), in whole pixels, not {where}")
+    left, top, right, bottom = where
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"regions: the box {tuple(where)} is empty or not within the {width} x {height} pixels")
     area = torch.zeros(height, width, dtype=torch.bool)
@@ -242,7 +241,7 @@ def feathered(mask: Tensor, feather: int) -> Tensor:
     Raises:
         ValueError: `feather` is below 0, or so wide that no pixel has weight 1.
     """
-    if whole(feather, "feather") < 0:
+    if feather < 0:
         raise ValueError(f"feather: must be 0 or more pixels, not {feather}")
     inner = mask[None].float()
     total = inner

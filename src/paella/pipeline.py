@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import edits
-from paella.arguments import per_picture, prompt_list, seeds_of, whole, words
+from paella.arguments import number, per_picture, prompt_list, seeds_of, whole, words
 from paella.canvas import Canvas
 from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options
 from paella.images import (
@@ -52,7 +52,7 @@ class Paella(Engine):
         typical_mass: float | None = None,
         temperature: float | None = None,
         negative_prompt: str | None = None,
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | None = 0,
         on_step: OnStep | None = None,
         trajectory: bool = False,
     ) -> list[Image.Image]:
@@ -118,7 +118,7 @@ class Paella(Engine):
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        picture = open_picture(image)
+        feather, picture = whole(feather, "feather"), open_picture(image)
         given = list(mask) if isinstance(mask, Sequence) and not isinstance(mask, str) else [mask]
         if not given:
             raise ValueError("mask: must be a mask, or a list of at least one")
@@ -131,7 +131,7 @@ class Paella(Engine):
             prompts = per_picture(" | ".join(texts), n)
         else:
             regions, rest = [], None
-            prompts = per_picture(prompt, n)
+            prompts = per_picture(texts, n)
         hole = masks.any(0)
         self._check_memory("image", picture.height, picture.width, len(prompts), options, len(regions))
         return self._repaint(
@@ -169,8 +169,9 @@ class Paella(Engine):
             ValueError: an argument out of range; the message names it.
         """
         extents = {"left": left, "right": right, "top": top, "bottom": bottom}
+        left, right, top, bottom = (whole(pixels, name) for name, pixels in extents.items())
         for name, pixels in extents.items():
-            if whole(pixels, name) < 0:
+            if pixels < 0:
                 raise ValueError(f"{name}: must be 0 or more pixels, not {pixels}")
         if not any(extents.values()):
             raise ValueError("left: one of left, right, top and bottom must be above 0")
@@ -233,7 +234,7 @@ class Paella(Engine):
             strength = 0.0 if prompt is None else 0.5
         elif prompt is None:
             raise ValueError("strength: says how far to move towards a prompt, and there is none")
-        if not 0 <= strength <= 1:
+        if not 0 <= number(strength, "strength") <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         options = self._variation_options(options, strength)
         prompts = per_picture(words(prompt or "", "prompt"), n)
@@ -303,7 +304,7 @@ class Paella(Engine):
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        if not 0 <= strength <= 1:
+        if not 0 <= number(strength, "strength") <= 1:
             raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
         picture = open_picture(image)
         prompts = per_picture(prompt, n)
@@ -357,7 +358,9 @@ class Paella(Engine):
             raise ValueError("regions: the prompt of a region must not be empty")
         if whole(softness, "softness") < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")
-        prompts = per_picture(" | ".join([text for text, _ in regions] + [background] * bool(background)), n)
+        prompts = per_picture(
+            " | ".join([text for text, _ in regions] + [background] * bool(words(background, "background"))), n
+        )
         height, width = self._grid(size, n, options, len(regions))
         f = self.vqgan.config.f
         pixels = (width * f, height * f)

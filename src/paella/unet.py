@@ -39,7 +39,8 @@ class UNetConfig:
 
 
 class TokenPredictor(nn.Module):
-    """f_θ(ū, c, t) -> logits. Computes in its own parameters' dtype, on grids of any size."""
+    """f_θ(ū, c, t) -> logits. Computes in its own parameters' dtype, on grids of any size; on a CPU the sums that its
+    blocks add to are float32."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

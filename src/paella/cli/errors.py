@@ -61,7 +61,7 @@ class Command(TyperCommand):
             return Failure(self._with_option(reason), 1)
         if isinstance(error, MemoryError | RuntimeError):
             return Failure(message or "out of memory", 1)
-        return Failure(f"unexpected {type(error).__name__}: {error}; PAELLA_DEBUG=1 shows where it happened", 1)
+        return Failure(f"unexpected {type(error).__name__}: {message}; PAELLA_DEBUG=1 shows where it happened", 1)
 
     def _with_option(self, message: str) -> str:
         """The message with the Python argument at its start turned into the command's option: `--typical-mass: …`."""

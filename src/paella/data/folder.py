@@ -160,8 +160,9 @@ def _below(folder: Path) -> Iterator[Path]:
     """All files, those of linked folders too, each of which is entered once."""
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if os.path.realpath(os.path.join(root, name)) not in entered]
-        entered |= {os.path.realpath(os.path.join(root, name)) for name in folders}
+        places = {os.path.realpath(os.path.join(root, name)): name for name in sorted(folders) if name[0] != "."}
+        folders[:] = [name for place, name in places.items() if place not in entered]
+        entered |= places.keys()
         yield from (Path(root, name) for name in files)
 
 

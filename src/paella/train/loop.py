@@ -148,7 +148,7 @@ def load_checkpoint(
     """Restores what `save_checkpoint` wrote; returns the number of steps done.
 
     Raises:
-        ValueError: the checkpoint is of another model, or of one that reads captions by another BPE.
+        ValueError: the checkpoint is damaged, or of another model, or of one with other labels or another BPE.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -156,7 +156,7 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
     except SafetensorError as error:
         raise ValueError(f"checkpoint: {path} is damaged ({error}); use another output folder") from error
-    if metadata.get("text_tokens", text_tokens) != text_tokens:
+    if (metadata.get("text_tokens") or text_tokens) != text_tokens:
         raise ValueError(
             f"checkpoint: the data of this recipe give other labels, or another text tokenizer (BPE), than the run of "
             f"{path} began with; use another output folder, or the data that it had"
@@ -164,21 +164,13 @@ def load_checkpoint(
     try:
         for part, module in modules.items():
             module.load_state_dict(_below(tensors, f"module/{part}/"))
-            found: dict[str, dict[str, Tensor]] = {}
-            for path_, value in _below(tensors, f"optimizer/{part}/").items():
-                name, key = path_.split("/")
-                found.setdefault(name, {})[key] = value
-            # torch numbers parameters as the groups have them, which other settings of the optimizer make anew
-            names = {parameter: name for name, parameter in module.named_parameters()}
-            grouped = [parameter for group in optimizers[part].param_groups for parameter in group["params"]]
-            states = {i: found[names[parameter]] for i, parameter in enumerate(grouped) if names[parameter] in found}
-            groups = optimizers[part].state_dict()["param_groups"]
-            optimizers[part].load_state_dict({"state": states, "param_groups": groups})
-            # the fused update reads moments in the order of the parameter's memory, so they must be laid out alike
-            for parameter, state in optimizers[part].state.items():
-                for key, value in state.items():
-                    if value.shape == parameter.shape:
-                        state[key] = torch.empty_like(parameter).copy_(value)
+            parameters = dict(module.named_parameters())
+            for place, value in _below(tensors, f"optimizer/{part}/").items():
+                name, key = place.split("/")
+                parameter = parameters[name]
+                if value.shape == parameter.shape:  # the fused update reads moments in the order of its memory
+                    value = torch.empty_like(parameter).copy_(value)
+                optimizers[part].state[parameter][key] = value.to(parameter.device)
         for name, value in _below(tensors, "average/").items():
             average.tensors[name].copy_(value)
     except (RuntimeError, KeyError) as error:

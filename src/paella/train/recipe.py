@@ -152,7 +152,7 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
         for override in overrides:
             if "=" not in override:
                 raise ValueError(f"recipe: {override!r} is not of the form key=value")
-            if override.endswith("="):  # to YAML this is null, though a shell's unset variable may be meant
+            if not override.partition("=")[2].strip():  # null to YAML; an unset variable of a shell's, more likely
                 raise ValueError(f"recipe: {override!r} has no value; null stands for none")
         layers.append(OmegaConf.from_dotlist(list(overrides)))
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
