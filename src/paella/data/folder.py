@@ -54,7 +54,7 @@ class Folder:
         self.skipped: list[tuple[str, str]] = []
         if size < 1:
             raise ValueError(f"size is a number of pixels, at least 1; got {size}")
-        found = [file for file in sorted(_below(self.path)) if file.is_file() and not self._hidden(file)]
+        found = [file for file in sorted(_below(self.path)) if file.is_file()]
         pictures = [file for file in found if file.suffix.lower() in PICTURE_SUFFIXES]
         listed = self._listed([file for file in found if file.name == CAPTIONS_FILE], set(pictures))
         for file in pictures:
@@ -142,9 +142,6 @@ class Folder:
         name = file.relative_to(self.path).as_posix().encode("utf-8", "backslashreplace").decode()  # can be printed
         self.skipped.append((name if line is None else f"{name}:{line}", reason))
 
-    def _hidden(self, file: Path) -> bool:
-        return any(part.startswith(".") for part in file.relative_to(self.path).parts)
-
     def _nothing_usable(self) -> str:
         expected = (
             f"expected pictures ({', '.join(sorted(PICTURE_SUFFIXES))}), each with a caption in a .txt of its name "
@@ -157,13 +154,13 @@ class Folder:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """All files, those of linked folders too, each of which is entered once."""
+    """All files that are not hidden, those of linked folders too, each of which is entered once."""
     entered = {os.path.realpath(folder)}
     for root, folders, files in os.walk(folder, followlinks=True):
         places = {os.path.realpath(os.path.join(root, name)): name for name in sorted(folders) if name[0] != "."}
         folders[:] = [name for place, name in places.items() if place not in entered]
         entered |= places.keys()
-        yield from (Path(root, name) for name in files)
+        yield from (Path(root, name) for name in files if name[0] != ".")
 
 
 def _composed(file: Path) -> str:

@@ -42,7 +42,9 @@ class Journal:
                 lines = self.metrics.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.done]
                 if len(kept) < len(lines):
-                    self.metrics.write_text("".join(kept))
+                    shortened = self.metrics.with_suffix(".partial")
+                    shortened.write_text("".join(kept))
+                    shortened.replace(self.metrics)  # so that a second crash loses nothing
             write_json(asdict(self.recipe), self.output / "recipe.json")
         return self
 
