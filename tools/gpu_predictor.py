@@ -1,13 +1,13 @@
 """Trains a predictor on emoji scenes as fast as one GPU can.
 
-    python milestones/gpu_predictor.py RECIPE MODEL OUTPUT SECONDS
+    python tools/gpu_predictor.py recipes/predictor-gpu.yaml MODEL OUTPUT 425
 
 A step computes what one of `paella.train.predictor` does, on tokens and embeddings that lie in the GPU's memory, as
 one CUDA graph, while other processes draw new scenes all the time. So that the sizes in the graph stay the same, the
 samples of a batch that see the embedding of what is clean are its first ones; their share is the recipe's. The learning
-rate falls with the time that has passed, and not with the steps. MODEL is a model folder to start from, OUTPUT becomes
-one. Of the recipe `steps`, `ema`, `rehearse` and `checkpointing` do not count. Without a GPU it runs too, to be tried;
-since it was rewritten to be read it has run only so.
+rate falls with the time that has passed, and not with the steps. It takes a
+recipe, a model folder to start from, one to write to, and the seconds that it may take in all. Of the recipe `steps`,
+`ema`, `rehearse` and `checkpointing` do not count. Without a GPU it runs too, to be tried.
 """
 
 from __future__ import annotations
@@ -316,7 +316,7 @@ def main(recipe_file: str, model: str, output: str, seconds: str) -> None:
         recipe.data.size,
         name=recipe.name,
         objects=recipe.data.objects or list(objects()),
-        recipe=replace(recipe, steps=steps).record(),
+        recipe=replace(recipe, steps=steps, model=predictor.config).record(),
         variations=recipe.variations,
     )
     save_model(whole, Path(output))
