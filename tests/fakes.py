@@ -50,6 +50,10 @@ def randomised(make: Callable[[], M]) -> M:
     return model
 
 
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
 def inputs(height: int, width: int, batch: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (B,h,w) of 20, a condition (B,6) and times (B,)."""
     generator = torch.Generator().manual_seed(height * 100 + width)

@@ -1,21 +1,25 @@
-"""The fused filter and draw of GPUs is the one of `logits.py`; TRITON_INTERPRET=1 tests it without a GPU, slowly."""
+"""The kernels for GPUs give what torch's give in several; TRITON_INTERPRET=1 tests them without a GPU, slowly."""
 
+import copy
 import os
 from collections.abc import Callable
 
 import pytest
 import torch
+from fakes import randomised, relative_error
 
 from paella import sampler
+from paella.blocks import ResBlock
 from paella.logits import draw, typical_keep
 from paella.sampler import SamplerSettings, draw_typical
+from paella.unet import TokenPredictor, UNetConfig
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("neither a GPU nor TRITON_INTERPRET=1", allow_module_level=True)
 
-from paella.kernels import drawn_typical  # noqa: E402
+from paella.kernels import convolved_and_normalized, drawn_typical  # noqa: E402
 
 ROWS = 5 if DEVICE == "cpu" else 1000
 BELOW_ONE = 1 - 2**-24
@@ -97,3 +101,47 @@ def test_a_gpu_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = drawn_typical(rows, 0.8, 2, 0.7, uniform.flatten()).view(2, 9, 7)
     settings = SamplerSettings(typical_mass=0.8, temperature=0.7, min_tokens=2)
     assert torch.equal(draw_typical(logits, settings, uniform), expected)
+
+
+def spatial(block: ResBlock, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+    convolution, ln = block.depthwise[-1], block.ln.ln
+    norm = (ln.weight, ln.bias, block.ln.gamma, block.ln.beta)
+    return convolved_and_normalized(x, convolution.weight, convolution.bias, norm, ln.eps, m)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "height", "width", "kernel"), [(10, 5, 7, 3), (33, 4, 3, 5), (64, 2, 2, 1)])
+def test_convolution_and_norm_are_those_of_torch(
+    channels: int, height: int, width: int, kernel: int, dtype: torch.dtype
+) -> None:
+    block = randomised(lambda: ResBlock(channels, 4, 0, 1, kernel)).to(DEVICE)
+    exact = copy.deepcopy(block).double()
+    x = torch.randn(2, channels, height, width, device=DEVICE)
+    m = torch.randn(2, height, width, channels, device=DEVICE)
+    for modulation in (m, m[:, :1, :1]):
+        expected = exact.ln(exact.depthwise(x.double()).permute(0, 2, 3, 1), modulation.double())
+        block.to(dtype)
+        block.ln.float()  # its parameters may have a dtype of their own
+        fused = [
+            spatial(block, own, modulation.to(dtype))
+            for own in (x.to(dtype), x.to(dtype, memory_format=torch.channels_last))
+        ]
+        assert fused[0].dtype == dtype and torch.equal(*fused)
+        assert relative_error(fused[0], expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_many_places_are_shared_out_among_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = randomised(lambda: ResBlock(8, 4, 0, 1)).to(DEVICE)
+    x, m = torch.randn(1, 8, 3, 11, device=DEVICE), torch.randn(1, 1, 1, 8, device=DEVICE)
+    expected = spatial(block, x, m)
+    monkeypatch.setattr("paella.kernels.PROGRAMS", 8)  # four places each
+    assert torch.equal(spatial(block, x, m), expected)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
+def test_a_gpu_denoises_with_it() -> None:
+    predictor = randomised(lambda: TokenPredictor(UNetConfig(16, 64, 8, 8, (1, 1), (1, 1)))).to(DEVICE)
+    tokens, condition = torch.randint(16, (2, 8, 8), device=DEVICE), torch.randn(2, 8, device=DEVICE)
+    learning = predictor(tokens, condition, torch.full((2,), 0.5, device=DEVICE))
+    with torch.inference_mode():
+        assert relative_error(predictor(tokens, condition, torch.full((2,), 0.5, device=DEVICE)), learning) < 1e-2

@@ -1,7 +1,6 @@
 """Laws of the sampling loop, with predictors whose answer is known."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
-from paella import sampler
 from paella.canvas import Canvas
 from paella.logits import draw, typical_keep
 from paella.noise import RENOISE_SOURCES, level
@@ -310,15 +308,3 @@ def test_guidance_costs_one_call_a_step_and_none_without() -> None:
 def test_a_wrong_setting_is_named(name: str, wrong: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}:"):
         SamplerSettings(**{name: wrong})
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_where_triton_is_missing_or_does_not_work_a_gpu_sorts(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    def broken(*_: object) -> Tensor:
-        raise RuntimeError("no C compiler")
-
-    monkeypatch.setattr(sampler, "find_spec", lambda name: object() if there else None)
-    monkeypatch.setattr(sampler, "_drawn_at_once", broken)
-    works = sampler._triton_works.__wrapped__  # what it remembers is of this process's GPUs
-    with pytest.warns(UserWarning, match="^device: Triton .* no C compiler") if there else nullcontext():
-        assert not works(torch.device("cpu"))

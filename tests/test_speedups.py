@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import inputs, randomised
+from fakes import inputs, randomised, relative_error
 from test_transformer import CONFIG as TRANSFORMER
 from torch import nn
 
@@ -18,10 +18,6 @@ from paella.unet import TokenPredictor, UNetConfig
 CONFIG = UNetConfig(num_labels=20, c_hidden=64, c_clip=6, c_r=5, down_levels=(1, 1), up_levels=(1, 1))
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the processor has no 8-bit dot products")
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found.float() - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

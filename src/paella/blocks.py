@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from paella.gpu import triton_works
 from paella.noise import cosine
 
 HIDDEN_AT_ONCE = 2**23  # numbers between two pointwise layers: more leave the caches, and are new memory at each call
@@ -102,10 +103,22 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, m: Tensor, skip: Tensor | None = None) -> Tensor:
         """x (B,C,h,w), modulation m (B,h,w,C) or (B,1,1,C), skip (B,C',h,w) -> (B,C,h,w), in x's dtype; all but the sum
         is computed in that of m."""
-        h = self.ln(self.depthwise(x.to(m.dtype)).permute(0, 2, 3, 1), m)
+        h = self._among_places(x.to(m.dtype), m)
         if skip is not None:
             h = torch.cat([h, skip.permute(0, 2, 3, 1).to(h.dtype)], dim=-1)
         return torch.addcmul(x.permute(0, 2, 3, 1), self.gamma, self._pointwise(h)).permute(0, 3, 1, 2)
+
+    def _among_places(self, x: Tensor, m: Tensor) -> Tensor:
+        """Depthwise convolution and modulated LayerNorm: x (B,C,h,w), m -> (B,h,w,C). On a GPU, where nothing is
+        learned, they are one kernel: each of the five that they are otherwise reads and writes all of x."""
+        learns = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if x.device.type == "cuda" and not learns and triton_works(x.device):
+            from paella.kernels import convolved_and_normalized
+
+            convolution, ln = self.depthwise[-1], self.ln.ln
+            norm = (ln.weight, ln.bias, self.ln.gamma, self.ln.beta)
+            return convolved_and_normalized(x, convolution.weight, convolution.bias, norm, ln.eps, m)  # type: ignore[arg-type]
+        return self.ln(self.depthwise(x).permute(0, 2, 3, 1), m)
 
     def _pointwise(self, h: Tensor) -> Tensor:
         """The pointwise layers: (B,h,w,C+C') -> (B,h,w,C). On a CPU, where nothing is learned, as many places at a

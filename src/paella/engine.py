@@ -25,7 +25,7 @@ from paella.labels import Labels
 from paella.method import method_of
 from paella.placement import resolve_device, resolve_dtype, set_dtype
 from paella.sampler import VARIED, SamplerSettings, for_variations
-from paella.speedups import check_int8, compile_steps, quantize_int8
+from paella.speedups import check_int8, compile_steps, quantize_int8, replay
 from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
 
@@ -133,6 +133,8 @@ class Engine:
             quantize_int8(pipeline.predictor)
         if compile:
             compile_steps(pipeline.predictor)
+        if place.type == "cuda":
+            replay(pipeline.predictor, pipeline.vqgan)
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -378,7 +380,7 @@ class Engine:
         is_map = canvas.condition.shape[-2:] != (1, 1)
         count, height, width = canvas.tokens.shape
         run = self._run((height, width), count, settings, options, regions=int(is_map))
-        most = self._batches.most(self.predictor, height * width)
+        most = min(self._batches.most(self.predictor, height * width), count)
         chunk = memory.pictures_at_once(self.predictor, self.vqgan, run, most)
         method, on_step = method_of(self.predictor), options.get("on_step")
         for part, denoise in self._batches.parts(self.predictor, canvas, null, settings.guidance, chunk):

@@ -1,4 +1,4 @@
-"""The locally typical filter and the draw in one kernel, for GPUs: no sort, and nothing that waits for the CPU.
+"""Kernels for GPUs: what torch does in several, each of which reads and writes everything, done in one.
 
 The only room that needs Triton; whoever has none does not import it.
 """
@@ -19,7 +19,8 @@ ONE = tl.constexpr(2.0**44)
 
 
 def drawn_typical(rows: Tensor, mass: float, min_tokens: int, temperature: float, uniform: Tensor) -> Tensor:
-    """One token per row, out of its locally typical ones: `logits.draw` of `logits.typical_weights`.
+    """One token per row, out of its locally typical ones: `logits.draw` of `logits.typical_weights`, without a sort and
+    without anything that waits for the CPU.
 
     A row's sums may round otherwise than there, which decides between tokens in few rows.
 
@@ -111,3 +112,114 @@ def _draw_row(
     # The first token whose cumulative weight lies above: its own weight is not 0, so it is a kept one.
     token = tl.sum((tl.cumsum(weight, 0) <= target).to(tl.int32), 0)
     tl.store(tokens + row, tl.minimum(token, codes - 1).to(tl.int64))  # beyond: only in a row without numbers
+
+
+PROGRAMS = 4096  # enough for any GPU to be busy; where there are more places, each does several
+
+
+def convolved_and_normalized(
+    x: Tensor, weight: Tensor, bias: Tensor, norm: tuple[Tensor, Tensor, Tensor, Tensor], eps: float, m: Tensor
+) -> Tensor:
+    """A depthwise convolution whose borders are reflected, and the modulated LayerNorm of what it gives. In float32
+    inside: rounded once, where torch's kernels round thrice.
+
+    Args:
+        x: (B,C,h,w) of any float dtype and any strides (channels last is fast), on a GPU; h and w above half a kernel.
+        weight, bias: of the convolution, (C,1,k,k) and (C,).
+        norm: weight and bias of the LayerNorm, (C,) each, and the scalars g and b (`blocks.ModulatedLayerNorm`); they
+            may have a dtype of their own.
+        eps: of the LayerNorm.
+        m: the modulation, (B,h,w,C) or (B,1,1,C).
+
+    Returns:
+        (B,h,w,C) in m's dtype.
+    """
+    count, channels, height, width = x.shape
+    out = torch.empty(count, height, width, channels, dtype=m.dtype, device=x.device)
+    each = min(max(count * height * width // PROGRAMS, 1), width)
+    block = triton.next_power_of_2(channels)
+    m = m.expand(out.shape)  # strides of 0 where it is the same everywhere
+    with torch.cuda.device_of(x):
+        _convolve_and_normalize_row[(count * height, triton.cdiv(width, each))](
+            x,
+            *x.stride(),
+            weight,
+            weight.stride(0),
+            weight.stride(2),
+            weight.stride(3),
+            bias,
+            *norm,
+            m,
+            *m.stride(),
+            out,
+            channels,
+            height,
+            width,
+            each,
+            eps,
+            KERNEL=weight.shape[-1],
+            BLOCK=block,
+            num_warps=min(max(block // 256, 1), 8),
+        )
+    return out
+
+
+@triton.jit
+def _convolve_and_normalize_row(
+    x: tl.tensor,
+    x_picture: tl.tensor,
+    x_channel: tl.tensor,
+    x_row: tl.tensor,
+    x_column: tl.tensor,
+    weight: tl.tensor,
+    weight_channel: tl.tensor,
+    weight_row: tl.tensor,
+    weight_column: tl.tensor,
+    bias: tl.tensor,
+    ln_weight: tl.tensor,
+    ln_bias: tl.tensor,
+    gamma: tl.tensor,
+    beta: tl.tensor,
+    m: tl.tensor,
+    m_picture: tl.tensor,
+    m_row: tl.tensor,
+    m_column: tl.tensor,
+    m_channel: tl.tensor,
+    out: tl.tensor,
+    channels: tl.tensor,
+    height: tl.tensor,
+    width: tl.tensor,
+    each: tl.tensor,
+    eps: tl.tensor,
+    KERNEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    picture = (tl.program_id(0) // height).to(tl.int64)
+    row = tl.program_id(0) % height
+    channel = tl.arange(0, BLOCK)
+    real = channel < channels  # the rest fills up to a power of 2
+    x += picture * x_picture + channel * x_channel
+    m += picture * m_picture + row * m_row + channel * m_channel
+    out += tl.program_id(0).to(tl.int64) * width * channels + channel
+    weight += channel * weight_channel
+    scale = tl.load(gamma).to(tl.float32)
+    shift = scale * tl.load(ln_bias + channel, mask=real, other=0.0).to(tl.float32) + tl.load(beta).to(tl.float32)
+    scale *= tl.load(ln_weight + channel, mask=real, other=0.0).to(tl.float32)
+    first = tl.program_id(1) * each
+    for column in range(first, tl.minimum(first + each, width)):
+        total = tl.load(bias + channel, mask=real, other=0.0).to(tl.float32)
+        for i in tl.static_range(KERNEL):
+            above = tl.abs(row + i - KERNEL // 2)
+            from_row = tl.minimum(above, 2 * height - 2 - above)
+            for j in tl.static_range(KERNEL):
+                left = tl.abs(column + j - KERNEL // 2)
+                from_column = tl.minimum(left, 2 * width - 2 - left)
+                own = tl.load(x + from_row * x_row + from_column * x_column, mask=real, other=0.0)
+                tap = tl.load(weight + i * weight_row + j * weight_column, mask=real, other=0.0)
+                total += own.to(tl.float32) * tap.to(tl.float32)
+        mean = tl.sum(total, 0) / channels
+        centred = tl.where(real, total - mean, 0.0)
+        deviation = tl.sqrt(tl.sum(centred * centred, 0) / channels + eps)
+        modulation = tl.load(m + column * m_column, mask=real, other=0.0).to(tl.float32)
+        normalized = modulation * (centred / deviation * scale + shift)
+        tl.store(out + column * channels, normalized.to(out.dtype.element_ty), mask=real)

@@ -134,11 +134,10 @@ def check(predictor: Predictor, vqgan: VQGAN, run: Run, argument: str) -> None:
 
 def pictures_at_once(predictor: Predictor, vqgan: VQGAN, run: Run, most: int) -> int:
     """How many pictures, at least one and at most `most`, can go through the networks together."""
-    left = available(predictor.clf.weight.device)
-    if left is None:
+    if most == 1 or (left := available(predictor.clf.weight.device)) is None:
         return most
-    fitting = bisect.bisect_right(range(1, most + 1), left, key=lambda n: needed(predictor, vqgan, run, at_once=n))
-    return max(fitting, 1)
+    first, second = (needed(predictor, vqgan, run, at_once) for at_once in (1, 2))
+    return min(max(1 + (left - first) // (second - first), 1), most)  # each takes as much as the second
 
 
 def _machine_left() -> int | None:

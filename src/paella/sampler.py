@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from paella.arguments import warn
 from paella.canvas import Canvas
+from paella.gpu import triton_works
 from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, add_noise
+from paella.placement import sent
 
 FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 
@@ -114,13 +114,13 @@ def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Te
 
 def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """(B,h,w) in [0, 1), each picture's from its own generator, for tokens (B,h,w) and where these are."""
-    return torch.stack([torch.rand(like.shape[1:], generator=g) for g in generators]).to(like.device)
+    return sent(torch.stack([torch.rand(like.shape[1:], generator=g) for g in generators]), like.device)
 
 
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
-    if rows.device.type == "cuda" and _triton_works(rows.device):
+    if rows.device.type == "cuda" and triton_works(rows.device):
         return _drawn_at_once(rows, settings, numbers).view_as(uniform)
     if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
         return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
@@ -130,21 +130,6 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
 
 def _drawn(log_p: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     return draw(typical_weights(log_p, settings.typical_mass, settings.min_tokens, settings.temperature), uniform)
-
-
-@cache
-def _triton_works(gpu: torch.device) -> bool:
-    """Triton comes with PyTorch's builds for GPUs. To work it needs a C compiler too, and a GPU that is not too old."""
-    if find_spec("triton") is None:
-        return False
-    try:
-        _drawn_at_once(torch.zeros(1, 2, device=gpu), SamplerSettings(), torch.zeros(1, device=gpu))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler, a driver or a missing file may raise
-        warn(f"device: Triton does not work on {gpu}, and drawing is slower: {error}")
-        return False
-    return True
 
 
 def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:

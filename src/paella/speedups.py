@@ -1,11 +1,18 @@
-"""Speed that costs something, and is therefore asked for: 8-bit matrix products and compilation."""
+"""What makes a loaded model faster: 8-bit products and compilation, which cost something, if asked for; CUDA graphs."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from paella.blocks import ResBlock
+from paella.gpu import Replayed
+
+if TYPE_CHECKING:
+    from paella.checkpoint import Predictor
+    from paella.vqgan import VQGAN
 
 
 class Int8Linear(nn.Module):
@@ -101,14 +108,19 @@ def quantize_int8(predictor: nn.Module) -> None:
 def compile_steps(predictor: nn.Module) -> None:
     """Compiles what is computed at every step, in place, at the first call of each size and batch, for about a minute.
 
-    On a CPU weights are frozen into the compiled code; on a GPU a step is replayed as one CUDA graph. The time
-    embedding is no part of it: compiled sines of angles up to 10000 are off by more than the network bears.
+    On a CPU weights are frozen into the compiled code. The time embedding is no part of it: compiled sines of angles up
+    to 10000 are off by more than the network bears.
     """
-    how: dict[str, object] = {"mode": "reduce-overhead"}
-    if next(predictor.parameters()).device.type == "cpu":
-        how = {"options": {"freezing": True}}
+    on_gpu = next(predictor.parameters()).device.type == "cuda"
+    how: dict[str, object] = {} if on_gpu else {"options": {"freezing": True}}
     predictor.step = torch.compile(predictor.step, dynamic=False, **how)  # type: ignore[call-overload]
 
 
 def is_compiled(predictor: nn.Module) -> bool:
-    return "step" in vars(predictor)
+    return "step" in vars(predictor) and not isinstance(predictor.step, Replayed)
+
+
+def replay(predictor: Predictor, vqgan: VQGAN) -> None:
+    """Lets a GPU replay, in place, what is computed at every step, compiled or not, and the decoder: see `Replayed`."""
+    predictor.step = Replayed(predictor.step, predictor.clf.weight)  # type: ignore[method-assign,assignment]
+    vqgan.decode_latent = Replayed(vqgan.decode_latent, vqgan.post_quant_conv.weight)  # type: ignore[method-assign,assignment]

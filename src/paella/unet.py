@@ -104,16 +104,15 @@ class TokenPredictor(nn.Module):
             condition = condition[:, :, None, None]
         condition, c_clip = condition.permute(0, 2, 3, 1), self.config.c_clip
         mappers = [block.cond_mapper for block in self.res_blocks()]
-        maps = [  # (B,C,h',w') for each block; the bias comes with the time's share
-            F.linear(condition, mapper.weight[:, :c_clip].to(_exact())).float().permute(0, 3, 1, 2)
-            for mapper in mappers
-        ]
+        # the bias comes with the time's share
+        shares = [F.linear(condition, mapper.weight[:, :c_clip].to(_exact())).float() for mapper in mappers]
+        of_condition = torch.cat(shares, dim=-1).permute(0, 3, 1, 2)
         weight = torch.cat([mapper.weight[:, c_clip:] for mapper in mappers]).to(_exact())
         bias = torch.cat([mapper.bias for mapper in mappers]).to(_exact())
 
         def denoise(tokens: Tensor, t: Tensor) -> Tensor:
             e = time_embedding(t, self.config.c_r).to(weight.dtype)
-            return self.step(tokens, maps, F.linear(e, weight, bias))
+            return self.step(tokens, of_condition, F.linear(e, weight, bias))
 
         return denoise
 
@@ -122,9 +121,9 @@ class TokenPredictor(nn.Module):
         halves = [*self.down_blocks, *self.up_blocks]
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 
-    def step(self, tokens: Tensor, maps: list[Tensor], of_time: Tensor) -> Tensor:
-        """What is computed at every step: logits (B,N,h,w), given what the blocks' modulations have of the condition, a
-        map (B,C,h',w') for each, and of the time (B,ΣC)."""
+    def step(self, tokens: Tensor, of_condition: Tensor, of_time: Tensor) -> Tensor:
+        """What is computed at every step: logits (B,N,h,w), given what all blocks' modulations together, ΣC numbers,
+        have of the condition (B,ΣC,h',w') and of the time (B,ΣC)."""
         height, width = tokens.shape[-2:]
         bottom, right = _padding(height, width, self.stride, self.least)
         x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
@@ -133,18 +132,23 @@ class TokenPredictor(nn.Module):
         summed = x.device.type == "cpu" and not torch.is_grad_enabled()
         inner = x.dtype
         x = x.float() if summed else x
-        shifts = of_time.split([m.shape[1] for m in maps], dim=1)
-        maps = [_padded_like(m, height, width, bottom, right) for m in maps]
-        remaining = zip(maps, shifts, strict=True)
+        everywhere = of_condition.shape[-2:] == (1, 1)  # the same: then all blocks' sums at once
+        if everywhere:
+            of_condition = (of_condition + of_time[:, :, None, None]).to(inner)
+        else:
+            of_condition = _padded_like(of_condition, height, width, bottom, right)
+        widths = [len(block.gamma) for block in self.res_blocks()]
+        shares = zip(of_condition.split(widths, dim=1), of_time.split(widths, dim=1), strict=True)
 
         def run(block: nn.Module, x: Tensor, skip: Tensor | None = None) -> Tensor:
             if not isinstance(block, ResBlock):
                 return block(x.to(inner)).float() if summed else block(x)
-            m, shift = next(remaining)
-            if m.shape[-2:] != (1, 1) and m.shape[-2:] != x.shape[-2:]:
-                m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
-            m = m.permute(0, 2, 3, 1) + shift[:, None, None]
-            return block(x, m.to(inner if summed else x.dtype), skip)
+            m, shift = next(shares)
+            if not everywhere:
+                if m.shape[-2:] != x.shape[-2:]:
+                    m = F.interpolate(m, size=x.shape[-2:], mode="bilinear")
+                m = m + shift[:, :, None, None]
+            return block(x, m.permute(0, 2, 3, 1).to(inner if summed else x.dtype), skip)
 
         skips = []
         for blocks in self.down_blocks:
@@ -178,8 +182,8 @@ def _padded(tokens: Tensor, bottom: int, right: int) -> Tensor:
 
 
 def _padded_like(m: Tensor, height: int, width: int, bottom: int, right: int) -> Tensor:
-    """A modulation map brought to the grid's size and padded as the grid is; one place stays one place."""
-    if m.shape[-2:] == (1, 1) or not (bottom or right):
+    """A modulation map brought to the grid's size and padded as the grid is."""
+    if not (bottom or right):
         return m
     if m.shape[-2:] != (height, width):
         m = F.interpolate(m, size=(height, width), mode="bilinear")

@@ -1,0 +1,101 @@
+"""What is recorded and replayed on a GPU is what the function itself gives; without a GPU nothing is recorded."""
+
+import copy
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from paella import Paella, gpu
+from paella.gpu import FEW_PLACES, Replayed
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+class Counted(nn.Module):
+    """Scales by its weight, and counts how often it runs in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.weight + y
+
+
+def replayed(device: str) -> tuple[Counted, Callable[..., Tensor]]:
+    counted = Counted().to(device)
+    return counted, Replayed(counted, counted.weight)
+
+
+def test_elsewhere_the_function_itself_is_called() -> None:
+    counted, function = replayed("cpu")
+    with torch.inference_mode():
+        assert [function(torch.full((1, 2, 2), float(i)), torch.ones(1))[0, 0, 0].item() for i in range(3)] == [1, 3, 5]
+    assert counted.calls == 3
+
+
+def test_a_copy_is_of_the_copied_function() -> None:
+    counted, _ = replayed("cpu")
+    holder = nn.Module()
+    holder.part = counted
+    holder.run = Replayed(counted, counted.weight)
+    copied = copy.deepcopy(holder)
+    assert copied.run.function is copied.part and copied.run.weight is copied.part.weight is not counted.weight
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_triton_that_is_missing_or_broken_is_not_used(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    def broken(*_: object) -> Tensor:
+        raise RuntimeError("no C compiler")
+
+    kernels = SimpleNamespace(drawn_typical=broken, convolved_and_normalized=broken)
+    monkeypatch.setattr(gpu, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setitem(sys.modules, "paella.kernels", kernels)
+    works = gpu.triton_works.__wrapped__  # what it remembers is of this process's GPUs
+    with pytest.warns(UserWarning, match="^device: Triton .* no C compiler") if there else nullcontext():
+        assert not works(torch.device("cpu"))
+
+
+@GPU
+def test_a_size_is_recorded_once_and_replayed_with_new_numbers() -> None:
+    counted, function = replayed("cuda")
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            for i in range(4):
+                x, y = torch.full((1, 2, 3), float(i), device="cuda"), torch.ones(1, device="cuda")
+                first, second = function(x, y), function(x + 1, y)
+                assert first.eq(2 * i + 1).all() and second.eq(2 * i + 3).all()  # each its own memory
+    assert counted.calls == 2
+    with torch.no_grad():
+        counted.weight.fill_(5.0)
+        assert function(x, y).eq(16).all() and counted.calls == 2  # weights are read where they lie
+        assert function(x[..., :1], y).eq(16).all() and counted.calls == 3  # another size
+        counted.weight.data = counted.weight.data.clone()
+        assert function(x, y).eq(16).all() and counted.calls == 4  # they lie elsewhere
+
+
+@GPU
+def test_what_learns_or_is_large_is_not_recorded() -> None:
+    counted, function = replayed("cuda")
+    y = torch.ones(1, device="cuda")
+    for _ in range(3):
+        assert function(torch.ones(1, 2, 2, device="cuda"), y).requires_grad
+        with torch.no_grad():
+            function(torch.ones(FEW_PLACES + 1, 1, 1, device="cuda"), y)
+    assert counted.calls == 6
+
+
+@GPU
+def test_replayed_pictures_are_those_that_are_not() -> None:
+    replaying, plain = Paella.from_pretrained(device="cuda"), Paella.from_pretrained(device="cuda")
+    del plain.predictor.step, plain.vqgan.decode_latent  # on the instance: what replays
+    for _ in range(3):
+        ours, theirs = (model.generate("a red apple", seed=1)[0].tobytes() for model in (replaying, plain))
+        assert ours == theirs
