@@ -28,7 +28,7 @@ from table import Row, arguments, millions, placed, report, seconds, short, turn
 
 from paella import official
 from paella.images import to_pictures
-from paella.speedups import compile_steps, quantize_int8, replay
+from paella.speedups import compile_steps, quantize_int8
 from paella.unet import UNetConfig
 
 
@@ -51,8 +51,6 @@ def main() -> None:
         quantize_int8(ours.predictor)
     if args.compile:
         compile_steps(ours.predictor)
-    if device.type == "cuda":
-        replay(ours.predictor, ours.vqgan)
 
     settings, size = ours.settings, args.size or ours.size
     grid = (size // ours.vqgan.config.f,) * 2

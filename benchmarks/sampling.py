@@ -4,7 +4,7 @@
     python benchmarks/sampling.py --models v1 --sizes 256 --batches 1          one picture by the published size
     python benchmarks/sampling.py --megapixels 70                              every batch of every size: on a GPU
     python benchmarks/sampling.py --models v1 --sizes 256 --batches 1 64 --megapixels 5 --compile
-                                                                               compiled: on a GPU, a step is one graph
+                                                                               compiled
     python benchmarks/sampling.py --models v1 --config tests/parity/config.json --sizes 64 --batches 1
                                                                                a tiny model: does the script work?
 
@@ -33,7 +33,7 @@ from torch import Tensor
 from paella import official
 from paella.pipeline import Paella
 from paella.sampler import draw_typical
-from paella.speedups import compile_steps, replay
+from paella.speedups import compile_steps
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN
 
@@ -62,7 +62,7 @@ def v1(configs: dict[str, dict[str, Any]], device: torch.device, dtype: torch.dt
     vqgan = random_network(lambda: VQGAN(tokenizer), device, torch.float32)
     clip: Any = GivenEmbedding(sizes.c_clip, device)
     size = configs["gumbel_vqgan_f8"]["ddconfig"]["resolution"]
-    return Paella(predictor, vqgan, clip, official.V1_SETTINGS, size, name="v1 with random weights")
+    return Paella(predictor, vqgan, clip, official.V1_SETTINGS, size, name="v1 with random weights").to(device)
 
 
 def drawing(model: Paella, size: int, batch: int) -> float:
@@ -112,8 +112,6 @@ def main() -> None:
             model = v1(configs, device, dtype)
             if args.compile:
                 compile_steps(model.predictor)
-            if device.type == "cuda":
-                replay(model.predictor, model.vqgan)
         built = peak_memory(device)
         for _ in range(2):  # what only the first times take: a GPU records at the second
             model.generate(PROMPT, batches, size=sizes, steps=1)

@@ -48,7 +48,7 @@ def failures(p: Paella) -> None:
     matcher = Matcher(p.objects, SIZE)
     pictures, captions = [], []
     for kind, layouts in (("small", ["small"]), ("pair", ["horizontal", "vertical"])):
-        prompts = held_out_prompts(60, kind, 0, p.objects)  # type: ignore[arg-type]
+        prompts = held_out_prompts(150, kind, 0, p.objects)  # type: ignore[arg-type]
         scenes, words = [scene for scene, _ in prompts], [caption for _, caption in prompts]
         drawn = p.generate(words, seed=0)
         wrong: list[int] = []

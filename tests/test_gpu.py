@@ -2,9 +2,10 @@
 
 import copy
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ class Counted(nn.Module):
 
 def replayed(device: str) -> tuple[Counted, Callable[..., Tensor]]:
     counted = Counted().to(device)
-    return counted, Replayed(counted, counted.weight)
+    return counted, Replayed(counted.forward, counted.weight)
 
 
 def test_elsewhere_the_function_itself_is_called() -> None:
@@ -42,12 +43,18 @@ def test_elsewhere_the_function_itself_is_called() -> None:
 
 
 def test_a_copy_is_of_the_copied_function() -> None:
-    counted, _ = replayed("cpu")
-    holder = nn.Module()
-    holder.part = counted
-    holder.run = Replayed(counted, counted.weight)
-    copied = copy.deepcopy(holder)
-    assert copied.run.function is copied.part and copied.run.weight is copied.part.weight is not counted.weight
+    counted = Counted()
+    counted.run = Replayed(counted.forward, counted.weight)
+    copied = copy.deepcopy(counted)
+    assert copied.run.method() == copied.forward and copied.run.weight is copied.weight is not counted.weight
+
+
+def test_its_object_is_not_kept_alive() -> None:
+    counted = Counted()
+    counted.run = Replayed(counted.forward, counted.weight)
+    there = weakref.ref(counted)
+    del counted
+    assert there() is None
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -93,9 +100,44 @@ def test_what_learns_or_is_large_is_not_recorded() -> None:
 
 
 @GPU
-def test_replayed_pictures_are_those_that_are_not() -> None:
+def test_weights_that_autocast_casts_are_cast_again() -> None:
+    layer = nn.Conv2d(3, 3, 1, device="cuda")
+    function, x = Replayed(layer.forward, layer.weight), torch.randn(1, 3, 4, 4, device="cuda")
+    with torch.inference_mode():
+        with torch.autocast("cuda", torch.bfloat16):
+            expected = function(x)
+            assert torch.equal(function(x), expected)
+        torch.empty(2**20, device="cuda").fill_(9)
+        with torch.autocast("cuda", torch.bfloat16):
+            assert torch.equal(function(x), expected)
+            assert torch.equal(layer(x), expected)
+
+
+@GPU
+def test_what_cannot_be_recorded_is_called() -> None:
+    counted = Counted().to("cuda")
+    counted.told = lambda x: x * (2 if x.sum().item() > 0 else 3)  # waits for the GPU
+    counted.run = MethodType(lambda self, x: self.told(x), counted)
+    function, x = Replayed(counted.run, counted.weight), torch.ones(1, 2, 2, device="cuda")
+    with torch.inference_mode():
+        assert function(x).eq(2).all()
+        with pytest.warns(UserWarning, match="^device: cuda.* could not record"):
+            assert function(x).eq(2).all()
+        assert function(x).eq(2).all()
+
+
+@GPU
+@pytest.mark.parametrize("size", [64, (64, 76)])  # of multiples of the lowest level's cells, and not
+def test_replayed_pictures_are_those_that_are_not(size: int | tuple[int, int]) -> None:
     replaying, plain = Paella.from_pretrained(device="cuda"), Paella.from_pretrained(device="cuda")
     del plain.predictor.step, plain.vqgan.decode_latent  # on the instance: what replays
+    regions = [("a red apple", "left"), ("a fox", "right")]
     for _ in range(3):
-        ours, theirs = (model.generate("a red apple", seed=1)[0].tobytes() for model in (replaying, plain))
-        assert ours == theirs
+        for draw in (
+            lambda model: model.generate("a red apple", 2, size=size, seed=1),
+            lambda model: model.compose(regions, size=size, guidance=1),
+        ):
+            ours, theirs = ([picture.tobytes() for picture in draw(model)] for model in (replaying, plain))
+            assert ours == theirs
+    for replayed in (replaying.predictor.step, replaying.vqgan.decode_latent):
+        assert len(replayed._graphs) == 2 and all(replayed._graphs.values())

@@ -9,7 +9,7 @@ import torch
 from fakes import randomised, relative_error
 
 from paella import sampler
-from paella.blocks import ResBlock
+from paella.blocks import ModulatedLayerNorm, ResBlock
 from paella.logits import draw, typical_keep
 from paella.sampler import SamplerSettings, draw_typical
 from paella.unet import TokenPredictor, UNetConfig
@@ -139,9 +139,10 @@ def test_many_places_are_shared_out_among_the_programs(monkeypatch: pytest.Monke
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="no GPU")
-def test_a_gpu_denoises_with_it() -> None:
+def test_a_gpu_denoises_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = randomised(lambda: TokenPredictor(UNetConfig(16, 64, 8, 8, (1, 1), (1, 1)))).to(DEVICE)
     tokens, condition = torch.randint(16, (2, 8, 8), device=DEVICE), torch.randn(2, 8, device=DEVICE)
     learning = predictor(tokens, condition, torch.full((2,), 0.5, device=DEVICE))
+    monkeypatch.delattr(ModulatedLayerNorm, "forward")
     with torch.inference_mode():
         assert relative_error(predictor(tokens, condition, torch.full((2,), 0.5, device=DEVICE)), learning) < 1e-2

@@ -5,9 +5,9 @@
 A step computes what one of `paella.train.predictor` does, on tokens and embeddings that lie in the GPU's memory, as
 one CUDA graph, while other processes draw new scenes all the time. So that the sizes in the graph stay the same, the
 samples of a batch that see the embedding of what is clean are its first ones; their share is the recipe's. The learning
-rate falls with the time that has passed, and not with the steps. It takes a
-recipe, a model folder to start from, one to write to, and the seconds that it may take in all. Of the recipe `steps`,
-`ema`, `rehearse` and `checkpointing` do not count. Without a GPU it runs too, to be tried.
+rate falls with the time that has passed, and not with the steps. MODEL is a model folder to start from, OUTPUT becomes
+one, and 425 are the seconds that all may take. Of the recipe `steps`, `ema`, `rehearse` and `checkpointing` do not
+count. Without a GPU it runs too, to be tried.
 """
 
 from __future__ import annotations

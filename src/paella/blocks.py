@@ -111,8 +111,8 @@ class ResBlock(nn.Module):
     def _among_places(self, x: Tensor, m: Tensor) -> Tensor:
         """Depthwise convolution and modulated LayerNorm: x (B,C,h,w), m -> (B,h,w,C). On a GPU, where nothing is
         learned, they are one kernel: each of the five that they are otherwise reads and writes all of x."""
-        learns = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        if x.device.type == "cuda" and not learns and triton_works(x.device):
+        by_torch = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        if x.device.type == "cuda" and not by_torch and triton_works(x.device):
             from paella.kernels import convolved_and_normalized
 
             convolution, ln = self.depthwise[-1], self.ln.ln

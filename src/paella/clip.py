@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paella.placement import sent
+from paella.gpu import sent
 
 if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerFast

@@ -133,8 +133,6 @@ class Engine:
             quantize_int8(pipeline.predictor)
         if compile:
             compile_steps(pipeline.predictor)
-        if place.type == "cuda":
-            replay(pipeline.predictor, pipeline.vqgan)
         return pipeline
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -159,6 +157,8 @@ class Engine:
             set_dtype(self.predictor, dtype)
         self.vqgan.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.clip.to(device)
+        if self.device.type == "cuda":
+            replay(self.predictor, self.vqgan)
         return self
 
     @property

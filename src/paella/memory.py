@@ -74,7 +74,8 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
         blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
         modulation = predictor.clf.in_channels + sum(block.cond_mapper.out_features for block in blocks)
         kept += pixels * run.regions * 3 * FLOAT  # soft masks
-        embedded = run.count * d + at_once * batch * (2 * d + modulation)  # twice, as modulations come from float64
+        # twice: the embeddings as float64, the modulations of each block and of all
+        embedded = run.count * d + at_once * batch * 2 * (d + modulation)
         kept += places * embedded * FLOAT
     # whatever the size: a layer's weights in an order that the processor likes, and the rows that a CPU filters
     fixed = 4 * max(parameter.nbytes for parameter in predictor.parameters()) + FILTERED_AT_ONCE * FILTER

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paella.blocks import ModulatedLayerNorm
 
@@ -15,12 +15,6 @@ def set_dtype(predictor: nn.Module, dtype: torch.dtype) -> None:
     exact = {id(parameter) for norm in norms for parameter in norm.parameters()}
     for parameter in predictor.parameters():
         parameter.data = parameter.data.to(torch.float32 if id(parameter) in exact else dtype)
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on that device. A GPU fetches it when it comes to it, and nobody waits: a plain copy waits until all
-    that the GPU was given before is done."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
-from paella.gpu import triton_works
+from paella.gpu import sent, triton_works
 from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, add_noise
-from paella.placement import sent
 
 FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 

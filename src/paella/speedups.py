@@ -108,11 +108,14 @@ def quantize_int8(predictor: nn.Module) -> None:
 def compile_steps(predictor: nn.Module) -> None:
     """Compiles what is computed at every step, in place, at the first call of each size and batch, for about a minute.
 
-    On a CPU weights are frozen into the compiled code. The time embedding is no part of it: compiled sines of angles up
-    to 10000 are off by more than the network bears.
+    On a CPU weights are frozen into the compiled code; on a GPU a step is replayed as one CUDA graph, as it is without
+    being compiled, too (`replay`). The time embedding is no part of it: compiled sines of angles up to 10000 are off by
+    more than the network bears.
     """
-    on_gpu = next(predictor.parameters()).device.type == "cuda"
-    how: dict[str, object] = {} if on_gpu else {"options": {"freezing": True}}
+    vars(predictor).pop("step", None)
+    how: dict[str, object] = {"mode": "reduce-overhead"}
+    if next(predictor.parameters()).device.type == "cpu":
+        how = {"options": {"freezing": True}}
     predictor.step = torch.compile(predictor.step, dynamic=False, **how)  # type: ignore[call-overload]
 
 
@@ -121,6 +124,9 @@ def is_compiled(predictor: nn.Module) -> bool:
 
 
 def replay(predictor: Predictor, vqgan: VQGAN) -> None:
-    """Lets a GPU replay, in place, what is computed at every step, compiled or not, and the decoder: see `Replayed`."""
-    predictor.step = Replayed(predictor.step, predictor.clf.weight)  # type: ignore[method-assign,assignment]
+    """Lets a GPU replay what is computed at every step, where it is not compiled, and the decoder; in place."""
+    if not is_compiled(predictor):
+        vars(predictor).pop("step", None)
+        predictor.step = Replayed(predictor.step, predictor.clf.weight)  # type: ignore[method-assign,assignment]
+    vars(vqgan).pop("decode_latent", None)
     vqgan.decode_latent = Replayed(vqgan.decode_latent, vqgan.post_quant_conv.weight)  # type: ignore[method-assign,assignment]

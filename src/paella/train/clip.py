@@ -20,8 +20,8 @@ from paella.data import length, open_data
 from paella.data.folder import Folder
 from paella.data.scenes import Scenes, hard_scenes
 from paella.evaluate.clip_score import unit_embeddings
+from paella.gpu import sent
 from paella.images import contact_sheet
-from paella.placement import sent
 from paella.processes import of_all
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from paella.checkpoint import Predictor, about_argument, model_folder
 from paella.data import length, open_data
+from paella.gpu import sent
 from paella.images import contact_sheet
 from paella.labels import NULL, Labels, LabelsConfig
 from paella.pipeline import Paella
-from paella.placement import sent
 from paella.train.loop import train
 from paella.train.predictor import TokenRecipe, TokenStage
 from paella.train.recipe import DataConfig

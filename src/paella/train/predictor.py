@@ -35,10 +35,11 @@ from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scenes
 from paella.evaluate.metrics import by_noise_level, mean_where
+from paella.gpu import sent
 from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
 from paella.pipeline import Paella
-from paella.placement import resolve_device, sent
+from paella.placement import resolve_device
 from paella.sampler import SamplerSettings, for_variations
 from paella.train.clip import warn_of_cut_captions
 from paella.train.growth import grown

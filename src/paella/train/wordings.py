@@ -21,8 +21,8 @@ from paella.checkpoint import about_argument, model_folder
 from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
+from paella.gpu import sent
 from paella.images import contact_sheet
-from paella.placement import sent
 from paella.train.clip import tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.recipe import Recipe
