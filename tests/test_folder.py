@@ -99,6 +99,15 @@ def test_samples_repeat_and_survive_pickling(tmp_path: Path) -> None:
 # --- what is skipped ---
 
 
+def test_captions_of_what_is_not_read_are_named_and_other_files_passed_over(tmp_path: Path) -> None:
+    add(tmp_path / "a.png")
+    for name in ("a.json", "b.heic", "b.txt", "c.heic", "notes.txt"):
+        (tmp_path / name).write_text("a thing")
+    folder = Folder(tmp_path)
+    assert len(folder) == 1
+    assert folder.skipped == [("b.heic", ".heic is not among the kinds of pictures that are read")]
+
+
 def truncated(data: bytes) -> bytes:
     return data[: len(data) // 2]
 

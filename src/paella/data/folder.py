@@ -40,8 +40,8 @@ class Folder:
     Attributes:
         files: the pictures, in the data set's order.
         captions: for each picture its captions, the sidecar's before the jsonl's; never empty.
-        skipped: (file, reason) of each broken picture, picture without a caption, and bad line of a jsonl
-            ("captions.jsonl:3" is its third line); files as seen from `path`, with forward slashes.
+        skipped: (file, reason) of each broken picture, picture without a caption or of an unknown kind, and bad line of
+            a jsonl ("captions.jsonl:3" is its third line); files as seen from `path`, with forward slashes.
 
     Raises:
         ValueError: `size` is not positive, `path` is not a folder, or it holds no picture that can be used.
@@ -59,6 +59,12 @@ class Folder:
         listed = self._listed([file for file in found if file.name == CAPTIONS_FILE], set(pictures))
         for file in pictures:
             self._add(file, listed[file])
+        stems = {file.with_suffix("") for file in found if file.suffix == ".txt"} - {
+            one.with_suffix("") for one in pictures
+        }
+        for file in found:  # others that have captions
+            if file.suffix not in ("", ".txt") and file.with_suffix("") in stems:
+                self._skip(file, f"{file.suffix} is not among the kinds of pictures that are read")
         if not self.files:
             raise ValueError(self._nothing_usable())
 
