@@ -22,9 +22,10 @@ from training import SCHEMAS, STAGES, make_stage, rows, settings, train
 from paella import checkpoint
 from paella.data import collate
 from paella.train import loop
-from paella.train.loop import Average, learning_rate, load_checkpoint, parameter_groups, save_checkpoint
+from paella.train.loop import learning_rate, parameter_groups
 from paella.train.predictor import PredictorStage, TokenStage
 from paella.train.recipe import OptimizerConfig
+from paella.train.state import Average, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("small_gallery")
 
