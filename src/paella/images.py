@@ -182,8 +182,10 @@ def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mappin
         ValueError: there is no such part of the picture, or nothing in it.
     """
     width, height = size
-    if isinstance(where, str) and where in named:
-        where = named[where]
+    if isinstance(where, str):
+        if where not in named and not Path(where).exists():
+            raise ValueError(f"regions: must be {', '.join(named)}, a box or a mask's file, not {where!r}")
+        where = named.get(where, where)
     if not isinstance(where, tuple | list):
         return open_mask(where, size, "regions")
     if len(where) != 4 or not all(isinstance(side, Integral) for side in where):
