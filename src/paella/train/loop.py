@@ -304,6 +304,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     saved = time.monotonic()
                 if stops:
                     trainer.accelerator.wait_for_everyone()  # who starts them may end all when the first has ended
+                    trainer.accelerator.end_training()  # a process that listens still may abort on its way out
                     raise KeyboardInterrupt
     trainer.accelerator.end_training()
     return output
