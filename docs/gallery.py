@@ -43,8 +43,8 @@ def uncurated(p: Paella) -> None:
 
 
 def failures(p: Paella) -> None:
-    """Of the first prompts of `paella evaluate scenes`, those that the judge calls wrong: eight small objects and eight
-    pairs."""
+    """Of the first prompts of `paella evaluate scenes`, small objects and pairs that the judge calls wrong, at most
+    eight of each."""
     matcher = Matcher(p.objects, SIZE)
     pictures, captions = [], []
     for kind, layouts in (("small", ["small"]), ("pair", ["horizontal", "vertical"])):

@@ -234,6 +234,7 @@ def test_regions_matter_where_they_are(tiny: Paella) -> None:
         ([(FOX, np.zeros((32, 32), bool))], "regions: nothing in it is white"),
         ([(FOX, "left"), (" ", "right")], "regions: the prompt of a region must not be empty"),
         ([(FOX, "middle")], "regions: must be left, right, top, bottom, a box or a mask.s file, not .middle."),
+        ([(FOX, "middle" * 100)], "regions: must be left, right, top, bottom, a box or a mask.s file, not .middle"),
         ([(FOX, (0, 0, 16.0, 32))], "regions: a box is .* in whole pixels, not"),
         ([(3, "left")], "regions: must be a string, not 3"),
     ],

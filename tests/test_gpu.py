@@ -139,5 +139,5 @@ def test_replayed_pictures_are_those_that_are_not(size: int | tuple[int, int]) -
         ):
             ours, theirs = ([picture.tobytes() for picture in draw(model)] for model in (replaying, plain))
             assert ours == theirs
-    for replayed in (replaying.predictor.step, replaying.vqgan.decode_latent):
-        assert len(replayed._graphs) == 2 and all(replayed._graphs.values())
+    for one in (replaying.predictor.step, replaying.vqgan.decode_latent):
+        assert len(one._graphs) == 2 and all(one._graphs.values())

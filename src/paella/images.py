@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -183,7 +184,7 @@ def region_mask(where: str | Box | Picture, size: tuple[int, int], named: Mappin
     """
     width, height = size
     if isinstance(where, str):
-        if where not in named and not Path(where).exists():
+        if where not in named and not os.path.exists(where):  # Path's may raise where a name is too long
             raise ValueError(f"regions: must be {', '.join(named)}, a box or a mask's file, not {where!r}")
         where = named.get(where, where)
     if not isinstance(where, tuple | list):

@@ -120,7 +120,10 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
     """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
     if rows.device.type == "cuda" and triton_works(rows.device):
-        return _drawn_at_once(rows, settings, numbers).view_as(uniform)
+        from paella.kernels import drawn_typical  # as `_drawn`, but for rounding, without sorting all
+
+        tokens = drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, numbers)
+        return tokens.view_as(uniform)
     if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
         return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
     parts = zip(*(grid.split(max(FILTERED_AT_ONCE // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
@@ -129,13 +132,6 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
 
 def _drawn(log_p: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
     return draw(typical_weights(log_p, settings.typical_mass, settings.min_tokens, settings.temperature), uniform)
-
-
-def _drawn_at_once(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
-    """What `_drawn` returns, but for rounding, without sorting all."""
-    from paella.kernels import drawn_typical
-
-    return drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, uniform)
 
 
 def _drawn_where_open(rows: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Folder:
             one.with_suffix("") for one in pictures
         }
         for file in found:  # others that have captions
-            if file.suffix not in ("", ".txt") and file.with_suffix("") in stems:
+            if file.suffix not in ("", ".txt", ".jsonl") and file.with_suffix("") in stems:
                 self._skip(file, f"{file.suffix} is not among the kinds of pictures that are read")
         if not self.files:
             raise ValueError(self._nothing_usable())
