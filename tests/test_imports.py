@@ -29,7 +29,8 @@ ALLOWED = {
     "edits": {"canvas", "noise"},
     "sampler": {"canvas", "gpu", "noise", "logits"},
     "unet": {"blocks"},
-    "speedups": {"blocks", "gpu"},
+    "packing": {"blocks"},
+    "speedups": {"blocks", "gpu", "packing"},
     "tiles": set(),
     "vqgan": {"tiles"},
     "memory": {"blocks", "sampler", "vqgan"},
@@ -44,8 +45,8 @@ ALLOWED = {
     "batches": {"canvas", "checkpoint", "sampler", "speedups"},
     "engine": {
         *("arguments", "batches", "placement", "canvas", "noise", "logits", "images", "clip", "edits", "sampler"),
-        *("unet", "vqgan", "checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "speedups"),
-        "trajectory",
+        *("unet", "vqgan", "checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "packing"),
+        *("speedups", "trajectory"),
     },
     "pipeline": {"arguments", "canvas", "edits", "engine", "images"},
 }

@@ -11,22 +11,12 @@ from torch import nn
 
 from paella import Paella
 from paella.baselines.transformer import TransformerPredictor
-from paella.blocks import HalvingConv2d
 from paella.speedups import Int8Linear, compile_steps, quantize_int8
 from paella.unet import TokenPredictor, UNetConfig
 
 CONFIG = UNetConfig(num_labels=20, c_hidden=64, c_clip=6, c_r=5, down_levels=(1, 1), up_levels=(1, 1))
 
 needs_vnni = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="the processor has no 8-bit dot products")
-
-
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("grid", [(2, 2), (4, 4), (6, 10)])
-def test_the_halving_convolution_is_the_convolution(grid: tuple[int, int], memory_format: torch.memory_format) -> None:
-    conv = HalvingConv2d(3, 7).double().to(memory_format=memory_format)  # type: ignore[call-overload]
-    x = torch.randn(2, 3, *grid, dtype=torch.float64).to(memory_format=memory_format)
-    with torch.no_grad():
-        torch.testing.assert_close(conv(x), nn.functional.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
 
 
 @needs_vnni

@@ -53,25 +53,6 @@ class ModulatedLayerNorm(nn.Module):
         return m * F.layer_norm(x, x.shape[-1:], scale, shift, self.ln.eps)
 
 
-class HalvingConv2d(nn.Conv2d):
-    """A 4x4 convolution of stride 2 that halves the grid.
-
-    On a CPU it is one matrix product when nothing is learned: torch's convolution rearranges all its weights at each
-    call, which for small grids takes eight times as long as the product itself.
-    """
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 4, stride=2, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B,C,h,w) -> (B,C',h/2,w/2)."""
-        if x.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(x)
-        patches = F.pad(x, (1, 1, 1, 1)).unfold(2, 4, 2).unfold(3, 4, 2)  # (B,C,h/2,w/2,4,4)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # a view in channels-last
-        return F.linear(patches.permute(0, 2, 3, 4, 5, 1).flatten(3), weight, self.bias).permute(0, 3, 1, 2)
-
-
 class ResBlock(nn.Module):
     """Depthwise convolution, modulated LayerNorm, two pointwise layers, layer scale; added to its input.
 

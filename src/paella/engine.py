@@ -23,9 +23,10 @@ from paella.fingerprint import fingerprint
 from paella.images import blanked, to_pictures, to_tensor
 from paella.labels import Labels
 from paella.method import method_of
+from paella.packing import pack, unpack
 from paella.placement import resolve_device, resolve_dtype, set_dtype
 from paella.sampler import VARIED, SamplerSettings, for_variations
-from paella.speedups import check_int8, compile_steps, quantize_int8, replay
+from paella.speedups import check_int8, compile_steps, is_compiled, quantize_int8, replay
 from paella.trajectory import Recorder, Step
 from paella.vqgan import VQGAN
 
@@ -151,7 +152,12 @@ class Engine:
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves all parts to that device, and the predictor to that dtype (see `set_dtype`); None = as it is. Returns
-        itself."""
+        itself.
+
+        What the predictor computes is made fast there: on a CPU by packed weights, which learn no more (`packing`), on
+        a GPU by CUDA graphs.
+        """
+        unpack(self.predictor)
         self.predictor.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if dtype is not None:
             set_dtype(self.predictor, dtype)
@@ -159,6 +165,8 @@ class Engine:
         self.clip.to(device)
         if self.device.type == "cuda":
             replay(self.predictor, self.vqgan)
+        if not is_compiled(self.predictor):
+            pack(self.predictor)
         return self
 
     @property

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paella.blocks import ResBlock
 from paella.gpu import Replayed
+from paella.packing import EXACT_GELU, NOTHING, pack, unpack
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor
@@ -34,7 +35,7 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = linear.bias.detach().float()
-        self.after = ("gelu", "none") if gelu else ("none", "")  # oneDNN's name for it, and which of two formulas
+        self.after = EXACT_GELU if gelu else NOTHING
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), in the input's dtype."""
@@ -45,7 +46,6 @@ class Int8Linear(nn.Module):
         # By way of int8: torch converts floats to that ten times as fast as to uint8.
         signed = (x.float() * (1 / scale)).add_(zero_point - 128).round_().clamp_(-128, 127).to(torch.int8)
         codes = signed.view(torch.uint8) ^ 128
-        name, formula = self.after
         return torch.ops.onednn.qlinear_pointwise(
             codes,
             scale,
@@ -57,9 +57,7 @@ class Int8Linear(nn.Module):
             1.0,  # of an output in 8 bits, which this is not
             0,
             x.dtype,
-            name,
-            [],
-            formula,
+            *self.after,
         )
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
@@ -99,10 +97,12 @@ def quantize_int8(predictor: nn.Module) -> None:
     if not blocks:
         raise ValueError(f"quantize: int8 is for the convolutional predictor, and this is a {type(predictor).__name__}")
     check_int8(blocks[0].gamma.device, blocks[0].gamma.dtype)
+    unpack(predictor)
     widest = max(len(block.gamma) for block in blocks)
     for block in (block for block in blocks if 4 * len(block.gamma) >= widest):
         first, last = (layer for layer in block.channelwise if isinstance(layer, nn.Linear))
         block.channelwise = nn.Sequential(Int8Linear(first, gelu=True), Int8Linear(last, gelu=False))
+    pack(predictor)  # the other layers
 
 
 def compile_steps(predictor: nn.Module) -> None:
@@ -113,6 +113,7 @@ def compile_steps(predictor: nn.Module) -> None:
     more than the network bears.
     """
     vars(predictor).pop("step", None)
+    unpack(predictor)  # frozen weights are packed by the compiler
     how: dict[str, object] = {"mode": "reduce-overhead"}
     if next(predictor.parameters()).device.type == "cpu":
         how = {"options": {"freezing": True}}

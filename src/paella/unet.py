@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paella.blocks import HalvingConv2d, ResBlock, time_embedding
+from paella.blocks import ResBlock, time_embedding
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class TokenPredictor(nn.Module):
         # of it closes the list on the way up.
         self.down_blocks = nn.ModuleList()
         for i, (width, count) in enumerate(zip(widths, config.down_levels, strict=True)):
-            blocks: list[nn.Module] = [HalvingConv2d(widths[i - 1], width)] if i else []
+            blocks: list[nn.Module] = [nn.Conv2d(widths[i - 1], width, 4, stride=2, padding=1)] if i else []
             blocks += [ResBlock(width, c_cond, 0, sum(config.down_levels), next(kernels)) for _ in range(count)]
             self.down_blocks.append(nn.ModuleList(blocks))
         self.up_blocks = nn.ModuleList()

@@ -1,0 +1,165 @@
+"""Packed weights say what plain ones say."""
+
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes import inputs, randomised, relative_error
+from torch import Tensor, nn
+
+from paella import Paella
+from paella.packing import Packed, PackedConv2d, PackedConvTranspose2d, PackedLinear, can_pack, pack, unpack
+from paella.placement import set_dtype
+from paella.speedups import compile_steps, is_quantized, quantize_int8
+from paella.unet import TokenPredictor, UNetConfig
+
+CONFIG = UNetConfig(num_labels=20, c_hidden=64, c_clip=6, c_r=5, down_levels=(1, 1), up_levels=(1, 1))
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any], Packed], tuple[int, ...]]] = {
+    "linear": (lambda: nn.Linear(48, 80), lambda layer: PackedLinear(layer, gelu=False), (2, 3, 5, 48)),
+    "depthwise": (lambda: nn.Conv2d(32, 32, 3, groups=32), PackedConv2d, (2, 32, 6, 10)),
+    "halving": (lambda: nn.Conv2d(16, 32, 4, stride=2, padding=1), PackedConv2d, (2, 16, 6, 10)),
+    "doubling": (lambda: nn.ConvTranspose2d(32, 16, 4, stride=2, padding=1), PackedConvTranspose2d, (2, 32, 3, 5)),
+}
+
+pytestmark = [
+    pytest.mark.skipif(not can_pack(torch.zeros(1)), reason="torch was built without oneDNN"),
+]
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.cpu._is_avx512_bf16_supported(), reason="the processor multiplies no bfloat16"
+)
+
+
+def layer_and_input(kind: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A layer, the same packed, and what both may be asked."""
+    make, packed, shape = LAYERS[kind]
+    layers = [randomised(make).to(dtype) for _ in range(2)]
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+    if kind != "linear":
+        layers = [layer.to(memory_format=torch.channels_last) for layer in layers]  # type: ignore[call-overload]
+        x = x.to(memory_format=torch.channels_last)
+    return layers[0], packed(layers[1]), x
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_says_what_the_layer_says(kind: str, dtype: torch.dtype) -> None:
+    layer, packed, x = layer_and_input(kind, dtype)
+    with torch.no_grad():
+        assert relative_error(packed(x), layer(x)) < (1e-5 if dtype == torch.float32 else 3e-3)
+    assert packed(x).dtype == dtype
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_passes_gradients_on(kind: str) -> None:
+    layer, packed, x = layer_and_input(kind, torch.float32)
+    gradients = [
+        torch.autograd.grad(it(given := x.clone().requires_grad_()).sin().sum(), given)[0] for it in (layer, packed)
+    ]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_keeps_names_and_weights_and_gives_the_layer_back(kind: str) -> None:
+    layer, packed, x = layer_and_input(kind, torch.float32)
+    for again in (packed, packed.plain()):
+        found = again.state_dict(prefix="it.")
+        assert found.keys() == {"it.weight", "it.bias"}
+        assert all(torch.equal(found[f"it.{name}"], value) for name, value in layer.state_dict().items())
+    assert type(packed.plain()) is type(layer) and torch.equal(packed.plain()(x), layer(x))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_that_is_moved_or_cast_goes_on(kind: str) -> None:
+    layer, packed, x = layer_and_input(kind, torch.float32)
+    with torch.no_grad():
+        assert torch.equal(packed.double()(x.double()), layer.double()(x.double()))
+        assert torch.equal(deepcopy(packed)(x.double()), layer(x.double()))
+        assert packed.to("meta")(x.double().to("meta")).shape == layer(x.double()).shape
+
+
+def test_an_exact_gelu_is_computed_in_the_same_pass() -> None:
+    layer, _, x = layer_and_input("linear", torch.float32)
+    packed = PackedLinear(randomised(LAYERS["linear"][0]), gelu=True)
+    torch.testing.assert_close(packed(x), nn.functional.gelu(layer(x)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(packed(x.requires_grad_()), nn.functional.gelu(layer(x)))
+
+
+def predictor(dtype: torch.dtype) -> TokenPredictor:
+    made = randomised(lambda: TokenPredictor(CONFIG)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_dtype(made, dtype)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_a_packed_predictor_says_the_same_and_is_unpacked_as_it_was(dtype: torch.dtype) -> None:
+    plain, packed = predictor(dtype), predictor(dtype)
+    pack(packed)
+    convolutions = {"depthwise": 4, "halving": 1, "doubling": 1}
+    layers = sum(convolutions.values()) + (8 if dtype == torch.bfloat16 else 0)
+    assert sum(isinstance(module, Packed) for module in packed.modules()) == layers
+    sizes = [sum(parameter.numel() for parameter in it.parameters()) for it in (plain, packed)]
+    assert sizes[0] == sizes[1]
+    with torch.inference_mode():
+        asked = inputs(8, 8)
+        expected, found = plain(*asked), packed(*asked)
+        assert relative_error(found, expected) < (1e-5 if dtype == torch.float32 else 1e-2)
+        pack(packed)  # what is packed stays as it is
+        assert torch.equal(packed(*asked), found)
+        unpack(packed)
+        assert torch.equal(packed(*asked), expected)
+    assert repr(packed) == repr(plain)
+    assert all(torch.equal(packed.state_dict()[key], value) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_are_not_packed(dtype: torch.dtype) -> None:
+    plain, packed = predictor(dtype), predictor(dtype)
+    pack(packed)
+    assert repr(packed) == repr(plain)
+
+
+@needs_bfloat16
+def test_a_model_goes_to_another_dtype_and_back() -> None:
+    model = Paella.from_pretrained(dtype="bfloat16")
+    assert any(isinstance(module, Packed) for module in model.predictor.modules())
+    before, drawn = model.fingerprint(), model.generate("a fox", steps=2)[0].tobytes()
+    model.to(dtype=torch.float32)
+    assert {p.dtype for p in model.predictor.parameters()} == {torch.float32}
+    model.to(dtype=torch.bfloat16)
+    assert model.fingerprint() == before and model.generate("a fox", steps=2)[0].tobytes() == drawn
+
+
+@pytest.mark.parametrize("again", [deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copied", "pickled"])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_a_packed_predictor_is_copied_and_pickled(again: Callable[[Any], Any], dtype: torch.dtype) -> None:
+    packed = predictor(dtype)
+    pack(packed)
+    with torch.inference_mode():
+        expected = packed(*inputs(8, 8))
+        twin = again(packed)
+        assert repr(twin) == repr(packed) and torch.equal(twin(*inputs(8, 8)), expected)
+        unpack(packed)  # it is no other's weights
+        assert torch.equal(twin(*inputs(8, 8)), expected)
+
+
+@needs_bfloat16
+def test_a_packed_model_is_saved_whole(tmp_path: Path) -> None:
+    model = Paella.from_pretrained(dtype="bfloat16")
+    model.save_pretrained(tmp_path / "model")
+    again = Paella.from_pretrained(tmp_path / "model", dtype="bfloat16")
+    assert again.fingerprint() == model.fingerprint()
+
+
+@needs_bfloat16
+def test_what_is_in_8_bits_or_compiled_starts_from_plain_layers() -> None:
+    quantized, compiled = predictor(torch.bfloat16), predictor(torch.bfloat16)
+    pack(quantized)
+    pack(compiled)
+    quantize_int8(quantized)
+    assert is_quantized(quantized) and any(isinstance(module, Packed) for module in quantized.modules())
+    compile_steps(compiled)
+    assert not any(isinstance(module, Packed) for module in compiled.modules())
