@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from paella.cli.info import machine
+from paella.packing import pack
 from paella.placement import resolve_device, resolve_dtype, set_dtype
+from paella.unet import TokenPredictor
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -143,6 +145,8 @@ def random_network(network: Callable[[], M], device: torch.device, dtype: torch.
     finally:
         torch.set_default_dtype(torch.float32)
     set_dtype(made, dtype)  # changes the LayerNorms' alone
+    if isinstance(made, TokenPredictor):
+        pack(made)
     return made
 
 

@@ -32,6 +32,12 @@ def test_overrides_come_last(tmp_path: Path) -> None:
     assert recipe.optimizer.learning_rate == OptimizerConfig().learning_rate
 
 
+@pytest.mark.parametrize("text", ["2024_01_15", "007", "1e3", "true"])
+def test_a_name_that_looks_like_a_number_is_a_name(text: str) -> None:
+    recipe: Any = load_recipe(schema("predictor"), None, [f"output={text}", f"data.folder={text}", "steps=1_0"])
+    assert (recipe.output, recipe.data.folder, recipe.steps) == (text, text, 10)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

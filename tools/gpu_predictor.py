@@ -209,6 +209,8 @@ class Learner:
 
     def __init__(self, recipe: PredictorRecipe, predictor: TokenPredictor, batch: Batch) -> None:
         self.recipe, self.predictor, self.batch = recipe, predictor, batch
+        if recipe.compile:  # fewer kernels, for a minute or two
+            predictor.step = torch.compile(predictor.step, dynamic=False)  # type: ignore[method-assign]
         embedding = predictor.embedding
         embedding.forward = lambda tokens: Lookup.apply(tokens, embedding.weight)  # type: ignore[method-assign]
         self.parameters = list(predictor.parameters())

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from paella.data.render import BACKGROUND_JITTER
 from paella.data.scene import LAYOUT_SHARES
@@ -135,6 +135,20 @@ def _file(path: str | Path) -> Any:
         raise ValueError(f"recipe: {path}: {' '.join(str(error).split())}") from error
 
 
+def _override(schema: type, override: str) -> Any:
+    """What `key=value` says: a number, unless the key is for a text, which may look like one (output=2024_01_15)."""
+    from omegaconf import OmegaConf
+
+    key, _, text = override.partition("=")
+    said = OmegaConf.from_dotlist([override])
+    wanted: Any = schema
+    for name in key.split("."):
+        wanted = get_type_hints(wanted).get(name) if is_dataclass(wanted) else None
+    if wanted in (str, str | None) and isinstance(OmegaConf.select(said, key), int | float):
+        OmegaConf.update(said, key, text)
+    return said
+
+
 def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[str] = ()) -> R:
     """The recipe of that file with `key=value` overrides, as a record of type `schema`.
 
@@ -154,7 +168,7 @@ def load_recipe(schema: type[R], path: str | Path | None, overrides: Sequence[st
                 raise ValueError(f"recipe: {override!r} is not of the form key=value")
             if not override.partition("=")[2].strip():  # null to YAML; an unset variable of a shell's, more likely
                 raise ValueError(f"recipe: {override!r} has no value; null stands for none")
-        layers.append(OmegaConf.from_dotlist(list(overrides)))
+            layers.append(_override(schema, override))
         return OmegaConf.to_object(OmegaConf.merge(*layers))  # type: ignore[return-value]
     except (YAMLError, TypeError) as error:  # TypeError: the file's top level is no mapping
         raise ValueError(f"recipe: {' '.join(str(error).split())}") from error
