@@ -62,6 +62,14 @@ def test_a_packed_layer_passes_gradients_on(kind: str) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@needs_bfloat16
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_packed_layer_knows_autocast(kind: str) -> None:
+    layer, packed, x = layer_and_input(kind, torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(packed(x.float()), layer(x.float()))
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_layer_keeps_names_and_weights_and_gives_the_layer_back(kind: str) -> None:
     layer, packed, x = layer_and_input(kind, torch.float32)

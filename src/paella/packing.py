@@ -57,8 +57,10 @@ class Packed(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        differentiable = torch.is_grad_enabled() and x.requires_grad  # as oneDNN's operators are not
-        return self.product(x) if self.weight.is_mkldnn and not differentiable else self.by_layer(x)
+        # oneDNN's operators know neither gradients nor autocast
+        as_packed = self.weight.is_mkldnn and x.dtype == self.weight.dtype
+        differentiable = torch.is_grad_enabled() and x.requires_grad
+        return self.product(x) if as_packed and not differentiable else self.by_layer(x)
 
     def by_layer(self, x: Tensor) -> Tensor:
         return functional_call(self.empty[0], {"weight": self.unpacked(), "bias": self.bias}, (x,))
