@@ -5,6 +5,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -121,6 +122,21 @@ def test_a_packed_predictor_says_the_same_and_is_unpacked_as_it_was(dtype: torch
         assert torch.equal(packed(*asked), expected)
     assert repr(packed) == repr(plain)
     assert all(torch.equal(packed.state_dict()[key], value) for key, value in plain.state_dict().items())
+
+
+def test_what_is_unpacked_is_let_go_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = predictor(torch.float32)
+    pack(packed)
+    there = WeakSet(module for module in packed.modules() if isinstance(module, Packed))
+    plain, counts = Packed.plain, [len(there)]
+
+    def counted(layer: Packed) -> nn.Module:
+        counts.append(len(there))
+        return plain(layer)
+
+    monkeypatch.setattr(Packed, "plain", counted)
+    unpack(packed)
+    assert counts[0] == 6 and counts[-1] <= 2 and len(there) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

@@ -169,7 +169,8 @@ def pack(predictor: nn.Module) -> None:
 
 def unpack(predictor: nn.Module) -> None:
     """Undoes `pack`, in place."""
-    for parent in list(predictor.modules()):
+    # a list of the packed layers, too, would keep all of them till the end, beside the plain ones
+    for parent in [module for module in predictor.modules() if not isinstance(module, Packed)]:
         if isinstance(parent, ResBlock) and isinstance(parent.channelwise[0], PackedLinear):
             parent.channelwise[1] = nn.GELU()
         for name, layer in list(parent.named_children()):
