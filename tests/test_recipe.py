@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from training import RECIPES, SCHEMAS, make_stage, schema
 
+from paella.data.vocabulary import all_objects
 from paella.train.recipe import OptimizerConfig, Recipe, load_recipe
 
 pytestmark = pytest.mark.usefixtures("small_gallery")
@@ -30,6 +31,11 @@ def test_overrides_come_last(tmp_path: Path) -> None:
     assert (recipe.output, recipe.steps, recipe.optimizer.warmup) == ("here", 7, 0.5)
     assert (recipe.model.ch, list(recipe.model.ch_mult)) == (32, [1, 2])
     assert recipe.optimizer.learning_rate == OptimizerConfig().learning_rate
+
+
+def test_all_objects_are_asked_for_in_one_word() -> None:
+    chosen = [load_recipe(schema("vqgan"), None, ["output=x", f"data.objects={given}"]) for given in ("[all]", "[fox]")]
+    assert [recipe.data.objects for recipe in chosen] == [list(all_objects()), ["fox"]]
 
 
 @pytest.mark.parametrize("text", ["2024_01_15", "007", "1e3", "true"])

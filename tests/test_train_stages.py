@@ -238,6 +238,22 @@ def test_a_predictor_begins_with_another_clip_about_as_it_was(tiny_model: Path, 
     torch.testing.assert_close(PredictorStage(recipe()).modules["predictor"](tokens, after, t), misread)
 
 
+def test_objects_that_would_be_forgotten_are_named(
+    tiny_model: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The tiny model knows the built-in model's first 40."""
+
+    def warned(number: int, *more: str) -> list[str]:
+        recwarn.clear()
+        own = ["steps=1", "decoder_only=true", f"init_from={tiny_model}", *more]
+        train("vqgan", tiny_model, tmp_path / str(number), *own)
+        return [str(one.message) for one in recwarn if str(one.message).startswith("init_from: ")]
+
+    (found,) = warned(0, "data.objects=[fox,sun]")
+    assert found.startswith(f"init_from: {tiny_model} knows 39 objects that are not in the data, such as dog face")
+    assert warned(1) == warned(2, "data.objects=[all]") == []
+
+
 @pytest.mark.parametrize(
     ("kind", "key"), [("predictor", "vqgan"), ("predictor", "clip"), ("predictor", "init_from"), ("vqgan", "init_from")]
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from paella.checkpoint import model_folder, read_json
 from paella.data import open_loader
 from paella.placement import resolve_dtype
 from paella.processes import average, mean_of_all
@@ -251,6 +253,8 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     An interrupt (Ctrl-C or SIGTERM) lets the step end, writes a checkpoint and raises KeyboardInterrupt; the same
     command goes on from there.
     """
+    if recipe.init_from is not None:
+        warn_of_unseen_objects(recipe.init_from, stage.data)
     trainer = Trainer(stage, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -308,6 +312,18 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     raise KeyboardInterrupt
     trainer.accelerator.end_training()
     return output
+
+
+def warn_of_unseen_objects(folder: str, data: Any) -> None:
+    """Warns where scenes lack objects that the model of that folder knows: it would forget them."""
+    names, about = set(getattr(data, "names", [])), model_folder(folder) / "model.json"
+    known = read_json(about).get("objects", []) if names and about.is_file() else []
+    if unseen := [name for name in known if name not in names]:
+        warnings.warn(
+            f"init_from: {folder} knows {len(unseen)} objects that are not in the data, such as {unseen[0]}, and will "
+            "forget them; see data.objects",
+            stacklevel=2,
+        )
 
 
 def _autocast(accelerator: Any, losses: Iterator[Loss]) -> Iterator[Any]:

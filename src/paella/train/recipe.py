@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 
 from paella.data.render import BACKGROUND_JITTER
 from paella.data.scene import LAYOUT_SHARES
+from paella.data.vocabulary import all_objects
 
 R = TypeVar("R", bound="Recipe")
 
@@ -25,7 +26,7 @@ class DataConfig:
     # scenes: how often there is one object in the middle, a small one, two side by side, one above another, one
     # repeated
     shares: tuple[float, ...] = LAYOUT_SHARES
-    objects: list[str] | None = None  # scenes: names to draw from; None = those of the built-in model
+    objects: list[str] | None = None  # scenes: names to draw from; [all] = every one; None = the built-in model's
     patterned: float = 0.0  # scenes: share of the backgrounds that have two colours
     # scenes: of the captions; "full" ones name the background, a "name" is the object's alone, "plain" ones name things
     # in the order of their places, "varied" ones say the same in other words and languages
@@ -36,6 +37,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check(self, "data.", size=1, snap=1, jitter=0, workers=0)
+        if self.objects == ["all"]:
+            self.objects = list(all_objects())
         if self.encoded is not None and self.folder is not None:
             raise ValueError("data.encoded: stands in the place of data.folder; only one of them may be given")
 
