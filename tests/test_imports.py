@@ -42,7 +42,7 @@ ALLOWED = {
     "checkpoint": {"clip", "labels", "sampler", "speedups", "unet", "vqgan", "baselines.transformer"},
     "official": {"checkpoint", "sampler", "unet", "vqgan"},
     "trajectory": {"canvas", "images", "logits", "sampler"},
-    "batches": {"canvas", "checkpoint", "sampler", "speedups"},
+    "batches": {"canvas", "checkpoint", "packing", "sampler", "speedups"},
     "engine": {
         *("arguments", "batches", "placement", "canvas", "noise", "logits", "images", "clip", "edits", "sampler"),
         *("unet", "vqgan", "checkpoint", "fingerprint", "hub", "labels", "memory", "method", "official", "packing"),

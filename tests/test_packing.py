@@ -1,6 +1,9 @@
 """Packed weights say what plain ones say."""
 
+import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,7 +16,7 @@ from fakes import inputs, randomised, relative_error
 from torch import Tensor, nn
 
 from paella import Paella
-from paella.packing import Packed, PackedConv2d, PackedConvTranspose2d, PackedLinear, can_pack, pack, unpack
+from paella.packing import Packed, PackedConv2d, PackedConvTranspose2d, PackedLinear, can_pack, is_packed, pack, unpack
 from paella.placement import set_dtype
 from paella.speedups import compile_steps, is_quantized, quantize_int8
 from paella.unet import TokenPredictor, UNetConfig
@@ -50,17 +53,21 @@ def layer_and_input(kind: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module
 def test_a_packed_layer_says_what_the_layer_says(kind: str, dtype: torch.dtype) -> None:
     layer, packed, x = layer_and_input(kind, dtype)
     with torch.no_grad():
+        assert packed(x).dtype == dtype
         assert relative_error(packed(x), layer(x)) < (1e-5 if dtype == torch.float32 else 3e-3)
-    assert packed(x).dtype == dtype
 
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_layer_passes_gradients_on(kind: str) -> None:
     layer, packed, x = layer_and_input(kind, torch.float32)
-    gradients = [
-        torch.autograd.grad(it(given := x.clone().requires_grad_()).sin().sum(), given)[0] for it in (layer, packed)
-    ]
-    torch.testing.assert_close(*gradients)
+    gradients = []
+    for it in (layer.requires_grad_(), packed.requires_grad_(False)):
+        it.bias.requires_grad_()
+        given = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(it(given).sin().sum(), (given, it.bias)))
+        gradients.append(torch.autograd.grad(it(x).sin().sum(), (it.bias,)))  # where no gradient comes in
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[3])
 
 
 @needs_bfloat16
@@ -74,11 +81,11 @@ def test_a_packed_layer_knows_autocast(kind: str) -> None:
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_layer_keeps_names_and_weights_and_gives_the_layer_back(kind: str) -> None:
     layer, packed, x = layer_and_input(kind, torch.float32)
-    for again in (packed, packed.plain()):
+    for again in (packed, packed.plain_layer()):
         found = again.state_dict(prefix="it.")
         assert found.keys() == {"it.weight", "it.bias"}
         assert all(torch.equal(found[f"it.{name}"], value) for name, value in layer.state_dict().items())
-    assert type(packed.plain()) is type(layer) and torch.equal(packed.plain()(x), layer(x))
+    assert type(packed.plain_layer()) is type(layer) and torch.equal(packed.plain_layer()(x), layer(x))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -93,7 +100,8 @@ def test_a_packed_layer_that_is_moved_or_cast_goes_on(kind: str) -> None:
 def test_an_exact_gelu_is_computed_in_the_same_pass() -> None:
     layer, _, x = layer_and_input("linear", torch.float32)
     packed = PackedLinear(randomised(LAYERS["linear"][0]), gelu=True)
-    torch.testing.assert_close(packed(x), nn.functional.gelu(layer(x)), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), nn.functional.gelu(layer(x)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(packed(x.requires_grad_()), nn.functional.gelu(layer(x)))
 
 
@@ -128,13 +136,13 @@ def test_what_is_unpacked_is_let_go_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     packed = predictor(torch.float32)
     pack(packed)
     there = WeakSet(module for module in packed.modules() if isinstance(module, Packed))
-    plain, counts = Packed.plain, [len(there)]
+    plain_layer, counts = Packed.plain_layer, [len(there)]
 
     def counted(layer: Packed) -> nn.Module:
         counts.append(len(there))
-        return plain(layer)
+        return plain_layer(layer)
 
-    monkeypatch.setattr(Packed, "plain", counted)
+    monkeypatch.setattr(Packed, "plain_layer", counted)
     unpack(packed)
     assert counts[0] == 6 and counts[-1] <= 2 and len(there) == 0
 
@@ -168,6 +176,28 @@ def test_a_packed_predictor_is_copied_and_pickled(again: Callable[[Any], Any], d
         assert repr(twin) == repr(packed) and torch.equal(twin(*inputs(8, 8)), expected)
         unpack(packed)  # it is no other's weights
         assert torch.equal(twin(*inputs(8, 8)), expected)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)])
+def test_a_packed_predictor_is_filled(dtype: torch.dtype, assign: bool) -> None:
+    packed, other = predictor(dtype), predictor(dtype)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.1
+        pack(packed)
+        assert is_packed(packed)
+        packed.load_state_dict(other.state_dict(), assign=assign)
+        assert torch.equal(packed(*inputs(8, 8)), other(*inputs(8, 8))) and not is_packed(packed)
+
+
+def test_bfloat16_is_not_packed_for_a_processor_that_onednn_cannot_multiply_it_on() -> None:
+    code = (
+        "import torch; from paella import Paella; from paella.packing import is_packed\n"
+        "model = Paella.from_pretrained(dtype='bfloat16')\n"
+        "assert not is_packed(model.predictor) and model.generate('a fox', steps=1)"
+    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}, check=True)
 
 
 @needs_bfloat16

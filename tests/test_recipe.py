@@ -42,6 +42,8 @@ def test_all_objects_are_asked_for_in_one_word() -> None:
 def test_a_name_that_looks_like_a_number_is_a_name(text: str) -> None:
     recipe: Any = load_recipe(schema("predictor"), None, [f"output={text}", f"data.folder={text}", "steps=1_0"])
     assert (recipe.output, recipe.data.folder, recipe.steps) == (text, text, 10)
+    recipe = load_recipe(schema("predictor"), None, ["output=${name}/${steps}", f"name= {text}", "steps=5"])
+    assert recipe.output == f"{text}/5"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from paella.canvas import Canvas
 from paella.checkpoint import Predictor
+from paella.packing import is_packed
 from paella.sampler import Denoise, guided
 from paella.speedups import is_compiled, is_quantized
 
@@ -57,7 +58,7 @@ class Batches:
         if count < AT_LEAST or canvas.start == 0:
             return False
         sizes = (canvas.tokens.shape, canvas.condition.shape, weight == 1)
-        key = (predictor, predictor.clf.weight.dtype, torch.get_num_threads(), *sizes)
+        key = (predictor, predictor.clf.weight.dtype, is_packed(predictor), torch.get_num_threads(), *sizes)
         if key not in self._same:
             t = torch.full((count,), canvas.start)
             together = bind(canvas.condition)(canvas.tokens, t)

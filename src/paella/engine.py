@@ -154,8 +154,8 @@ class Engine:
         """Moves all parts to that device, and the predictor to that dtype (see `set_dtype`); None = as it is. Returns
         itself.
 
-        What the predictor computes is made fast there: on a CPU by packed weights, which learn no more (`packing`), on
-        a GPU by CUDA graphs.
+        What the predictor computes is made fast there: on a GPU by CUDA graphs, on a CPU by packed weights, which learn
+        no more; `paella.packing.unpack(pipeline.predictor)` undoes that.
         """
         unpack(self.predictor)
         self.predictor.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,6 +1,7 @@
 """Weights in the order in which a CPU multiplies by them: oneDNN brings those of plain layers into it at each call.
 
-oneDNN's operators are those that torch.compile calls where weights are frozen.
+oneDNN's operators are those that torch.compile calls where weights are frozen. They know neither gradients nor
+autocast, so a packed layer asks a plain one where either is wanted.
 """
 
 from __future__ import annotations
@@ -11,25 +12,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from paella.blocks import ResBlock
 
 # what an operator computes in the same pass: its name, numbers, and which of several formulas
-NOTHING: tuple[str, list[float], str] = ("none", [], "")
+NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
 EXACT_GELU: tuple[str, list[float], str] = ("gelu", [], "none")
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN multiplies by such weights: on ARM torch may call another library by the same name."""
-    on_cpu = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-    known = weight.dtype in (torch.bfloat16, torch.float32)
-    return on_cpu and known and not torch.ops.mkldnn._is_mkldnn_acl_supported()
+    """Whether oneDNN multiplies by such weights here: on ARM torch may call another library by the same name, and for
+    bfloat16 it needs AVX-512."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    onednn = torch.ops.mkldnn
+    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and onednn._is_mkldnn_bf16_supported())
+    return known and not onednn._is_mkldnn_acl_supported()
 
 
 class Packed(nn.Module):
-    """Takes the place of a layer that has learned: it says the same, and learns no more. The weights keep their names.
-    Where it is moved or cast by itself, they are plain from then on.
+    """Takes the place of a layer that has learned: it says the same, and learns no more. The weights keep their names;
+    a state dict has copies of them. Where it is moved, cast or filled by itself, they are plain from then on.
 
     Args:
         layer: the layer, which loses its weights.
@@ -37,7 +40,7 @@ class Packed(nn.Module):
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.empty = (layer,)  # in a tuple, as it is no part of the network
+        self.without_weight = (layer,)  # in a tuple, as it is no part of the network
         weight = layer.weight.detach()
         self.weight = nn.Parameter(self.pack(weight) if can_pack(weight) else weight, requires_grad=False)
         self.bias = layer.bias
@@ -46,40 +49,45 @@ class Packed(nn.Module):
     def pack(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def dense(self) -> Tensor:
+    def unpack(self) -> Tensor:
         return self.weight.to_dense()
-
-    def unpacked(self) -> Tensor:
-        """The weights as the layer had them."""
-        return self.dense() if self.weight.is_mkldnn else self.weight
 
     def product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def by_plain_layer(self, x: Tensor) -> Tensor:
+        return self.plain_layer()(x)
+
     def forward(self, x: Tensor) -> Tensor:
-        # oneDNN's operators know neither gradients nor autocast
-        as_packed = self.weight.is_mkldnn and x.dtype == self.weight.dtype
-        differentiable = torch.is_grad_enabled() and x.requires_grad
-        return self.product(x) if as_packed and not differentiable else self.by_layer(x)
+        packed = self.weight.is_mkldnn and x.dtype == self.weight.dtype and not torch.is_grad_enabled()
+        return self.product(x) if packed else self.by_plain_layer(x)
 
-    def by_layer(self, x: Tensor) -> Tensor:
-        return functional_call(self.empty[0], {"weight": self.unpacked(), "bias": self.bias}, (x,))
+    def plain_weight(self) -> Tensor:
+        """The weights as the layer had them."""
+        return self.unpack() if self.weight.is_mkldnn else self.weight
 
-    def plain(self) -> Any:
+    def plain_layer(self) -> Any:
         """Such a layer as was packed."""
-        layer = deepcopy(self.empty[0])
-        layer.weight, layer.bias = nn.Parameter(self.unpacked()), self.bias
+        layer = deepcopy(self.without_weight[0])
+        layer.weight, layer.bias = nn.Parameter(self.plain_weight()), self.bias
         return layer
 
+    def extra_repr(self) -> str:
+        return self.without_weight[0].extra_repr()
+
     def __reduce__(self) -> tuple[Any, ...]:  # packed weights can be neither copied nor pickled
-        return type(self), (self.plain(),)
+        return type(self), (self.plain_layer(),)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self.weight = nn.Parameter(self.unpacked(), requires_grad=False)
+        self.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self.weight = nn.Parameter(self.plain_weight(), requires_grad=False)
+        super()._load_from_state_dict(*args)
+
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
-        destination.update({prefix + "weight": self.unpacked(), prefix + "bias": self.bias.detach()})
+        destination.update({prefix + "weight": self.plain_weight(), prefix + "bias": self.bias.detach()})
 
 
 class PackedLinear(Packed):
@@ -95,17 +103,17 @@ class PackedLinear(Packed):
         self.gelu = gelu
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.plain(), self.gelu)
+        return type(self), (self.plain_layer(), self.gelu)
 
     def pack(self, weight: Tensor) -> Tensor:
         return torch.ops.mkldnn._reorder_linear_weight(weight)
 
     def product(self, x: Tensor) -> Tensor:
-        after = EXACT_GELU if self.gelu else NOTHING
+        after = EXACT_GELU if self.gelu else NO_ACTIVATION
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
 
-    def by_layer(self, x: Tensor) -> Tensor:
-        y = super().by_layer(x)
+    def by_plain_layer(self, x: Tensor) -> Tensor:
+        y = super().by_plain_layer(x)
         return F.gelu(y) if self.gelu else y
 
 
@@ -117,14 +125,14 @@ class PackedConv2d(Packed):
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
-        self.sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        self.geometry = (layer.padding, layer.stride, layer.dilation, layer.groups)
         super().__init__(layer)
 
     def pack(self, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.sizes)
+        return torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry)
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.sizes, *NOTHING)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, *NO_ACTIVATION)
 
 
 class PackedConvTranspose2d(Packed):
@@ -135,17 +143,18 @@ class PackedConvTranspose2d(Packed):
     """
 
     def __init__(self, layer: nn.ConvTranspose2d) -> None:
-        self.sizes = (layer.padding, layer.output_padding, layer.stride, layer.dilation, layer.groups)
+        self.geometry = (layer.padding, layer.output_padding, layer.stride, layer.dilation, layer.groups)
         super().__init__(layer)
 
     def pack(self, weight: Tensor) -> Tensor:
-        return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, *self.sizes)
+        return torch.ops.mkldnn._reorder_convolution_transpose_weight(weight, *self.geometry)
 
-    def dense(self) -> Tensor:
-        return super().dense().transpose(0, 1)
+    def unpack(self) -> Tensor:
+        return super().unpack().transpose(0, 1)
 
     def product(self, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._convolution_transpose_pointwise(x, self.weight, self.bias, *self.sizes, *NOTHING)
+        by = torch.ops.mkldnn._convolution_transpose_pointwise
+        return by(x, self.weight, self.bias, *self.geometry, *NO_ACTIVATION)
 
 
 def pack(predictor: nn.Module) -> None:
@@ -160,19 +169,23 @@ def pack(predictor: nn.Module) -> None:
                 setattr(parent, name, PackedConv2d(layer))
             elif isinstance(layer, nn.ConvTranspose2d):
                 setattr(parent, name, PackedConvTranspose2d(layer))
-        if weight.dtype == torch.bfloat16 and isinstance(parent, ResBlock):
-            pointwise = [layer for layer in parent.channelwise if isinstance(layer, nn.Linear)]
-            if pointwise:  # and neither packed nor in 8 bits
-                first, last = (PackedLinear(layer, gelu=i == 0) for i, layer in enumerate(pointwise))
-                parent.channelwise = nn.Sequential(first, nn.Identity(), last)  # the last keeps its name
+        if isinstance(parent, ResBlock) and weight.dtype == torch.bfloat16:
+            layers: Any = parent.channelwise
+            if isinstance(layers[0], nn.Linear):  # and neither packed nor in 8 bits
+                layers[0], layers[2] = PackedLinear(layers[0], gelu=True), PackedLinear(layers[2], gelu=False)
+                layers[1] = nn.Identity()  # the first one's
 
 
 def unpack(predictor: nn.Module) -> None:
-    """Undoes `pack`, in place."""
+    """Undoes `pack`, in place: for all but drawing."""
     # a list of the packed layers, too, would keep all of them till the end, beside the plain ones
     for parent in [module for module in predictor.modules() if not isinstance(module, Packed)]:
         if isinstance(parent, ResBlock) and isinstance(parent.channelwise[0], PackedLinear):
             parent.channelwise[1] = nn.GELU()
         for name, layer in list(parent.named_children()):
             if isinstance(layer, Packed):
-                setattr(parent, name, layer.plain())
+                setattr(parent, name, layer.plain_layer())
+
+
+def is_packed(predictor: nn.Module) -> bool:
+    return any(isinstance(module, Packed) and module.weight.is_mkldnn for module in predictor.modules())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paella.blocks import ResBlock
 from paella.gpu import Replayed
-from paella.packing import EXACT_GELU, NOTHING, pack, unpack
+from paella.packing import EXACT_GELU, NO_ACTIVATION, pack, unpack
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor
@@ -35,7 +35,7 @@ class Int8Linear(nn.Module):
         self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
         self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
         self.bias = linear.bias.detach().float()
-        self.after = EXACT_GELU if gelu else NOTHING
+        self.after = EXACT_GELU if gelu else NO_ACTIVATION
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), in the input's dtype."""

@@ -139,16 +139,18 @@ def _file(path: str | Path) -> Any:
 
 
 def _override(schema: type, override: str) -> Any:
-    """What `key=value` says: a number, unless the key is for a text, which may look like one (output=2024_01_15)."""
+    """What `key=value` says: a number, but where the key is for a text that looks like one (output=2024_01_15)."""
     from omegaconf import OmegaConf
 
-    key, _, text = override.partition("=")
     said = OmegaConf.from_dotlist([override])
+    key, _, text = override.partition("=")
     wanted: Any = schema
+    value: Any = OmegaConf.to_container(said)  # and not `select`, which would look for what ${...} names
     for name in key.split("."):
         wanted = get_type_hints(wanted).get(name) if is_dataclass(wanted) else None
-    if wanted in (str, str | None) and isinstance(OmegaConf.select(said, key), int | float):
-        OmegaConf.update(said, key, text)
+        value = value.get(name) if isinstance(value, dict) else None
+    if wanted in (str, str | None) and isinstance(value, int | float):
+        OmegaConf.update(said, key, text.strip())
     return said
 
 
