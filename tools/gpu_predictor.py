@@ -1,13 +1,13 @@
 """Trains a predictor on emoji scenes as fast as one GPU can.
 
-    python tools/gpu_predictor.py recipes/predictor-gpu.yaml MODEL OUTPUT 425
+    python tools/gpu_predictor.py recipes/predictor-gpu.yaml MODEL OUTPUT 425 [KEY=VALUE ...]
 
 A step computes what one of `paella.train.predictor` does, on tokens and embeddings that lie in the GPU's memory, as
 one CUDA graph, while other processes draw new scenes all the time. So that the sizes in the graph stay the same, the
-samples of a batch that see the embedding of what is clean are its first ones; their share is the recipe's. The learning
-rate falls with the time that has passed, and not with the steps. MODEL is a model folder to start from, OUTPUT becomes
-one, and 425 are the seconds that all may take. Of the recipe `steps`, `ema`, `rehearse` and `checkpointing` do not
-count. Without a GPU it runs too, to be tried.
+samples of a batch that see the embedding of what is clean are its first ones; their share is the recipe's. The
+learning rate falls with the time that has passed, and not with the steps. MODEL is a model folder to start from,
+OUTPUT becomes one, 425 are the seconds that all may take, and KEY=VALUE are as of `paella train`. Of the recipe
+`steps`, `ema`, `rehearse` and `checkpointing` do not count. Without a GPU it runs too, to be tried.
 """
 
 from __future__ import annotations
@@ -265,9 +265,9 @@ class Learner:
         return graph.replay
 
 
-def main(recipe_file: str, model: str, output: str, seconds: str) -> None:
+def main(recipe_file: str, model: str, output: str, seconds: str, *overrides: str) -> None:
     start = time.time()
-    recipe = load_recipe(PredictorRecipe, recipe_file, [f"output={output}", f"init_from={model}"])
+    recipe = load_recipe(PredictorRecipe, recipe_file, [*overrides, f"output={output}", f"init_from={model}"])
     clip, f = load_clip(model), load_vqgan(model).config.f
     mp.set_start_method("fork")  # before anything is on the GPU
     slots = Slots(recipe.data.size, clip.context)
