@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from paella.blocks import ResBlock
 from paella.gpu import Replayed
-from paella.packing import EXACT_GELU, NO_ACTIVATION, pack, unpack
+from paella.packing import EXACT_GELU, NO_ACTIVATION, PackedLinear, unpack
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor
@@ -97,12 +97,11 @@ def quantize_int8(predictor: nn.Module) -> None:
     if not blocks:
         raise ValueError(f"quantize: int8 is for the convolutional predictor, and this is a {type(predictor).__name__}")
     check_int8(blocks[0].gamma.device, blocks[0].gamma.dtype)
-    unpack(predictor)
     widest = max(len(block.gamma) for block in blocks)
     for block in (block for block in blocks if 4 * len(block.gamma) >= widest):
-        first, last = (layer for layer in block.channelwise if isinstance(layer, nn.Linear))
+        pointwise = [layer for layer in block.channelwise if isinstance(layer, nn.Linear | PackedLinear)]
+        first, last = (layer.plain_layer() if isinstance(layer, PackedLinear) else layer for layer in pointwise)
         block.channelwise = nn.Sequential(Int8Linear(first, gelu=True), Int8Linear(last, gelu=False))
-    pack(predictor)  # the other layers
 
 
 def compile_steps(predictor: nn.Module) -> None:
