@@ -66,6 +66,12 @@ def test_interpolate_makes_an_animation(edit: Run, output: str, kind: str) -> No
         assert (film.format, film.n_frames, film.size) == (kind, 3, (32, 32))
 
 
+def test_an_end_that_is_a_file_of_any_kind_is_a_picture(edit: Run) -> None:
+    Image.open("picture.png").convert("RGB").save("picture.ppm")
+    assert edit("interpolate", "picture.ppm", FOX, "-n", 1, "-o", "row.png").code == 0
+    assert Image.open("row.png").info["prompt"] == f"a picture → {FOX}"
+
+
 def test_what_an_ability_is_asked_for_is_hinted_at_where_the_model_does_not_know_it(edit: Run) -> None:
     for args in (
         ("interpolate", "a dragon", "picture.png", "-n", 2),

@@ -7,11 +7,13 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from conftest import Run, files
 from PIL import Image
+
+from paella.cli.files import write_file
 
 
 def typed(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -60,6 +62,20 @@ def test_a_folder_keeps_what_is_there_and_a_file_is_written_anew(generate: Run, 
     assert json.loads(Image.open("out/a-fox-1.png").info["settings"])["steps"] == 1
     assert json.loads(Image.open("out/a-fox-1-2.png").info["settings"])["steps"] == 2
     assert {path.name for path in tmp_path.iterdir()} == {"out", "sweep-1.5", "all.png"}
+
+
+def test_two_that_write_the_same_name_at_once_both_keep_their_file(tmp_path: Path) -> None:
+    path = tmp_path / "fox.png"
+
+    def write(file: IO[bytes]) -> None:
+        path.write_bytes(b"of another process, meanwhile")
+        file.write(b"ours")
+
+    assert write_file(path, write, beside=True) == tmp_path / "fox-2.png"
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "fox.png": b"of another process, meanwhile",
+        "fox-2.png": b"ours",
+    }
 
 
 @pytest.mark.parametrize("finished", [0, 1, 2])
@@ -122,6 +138,11 @@ def test_prompts_come_from_lines(generate: Run, tmp_path: Path, monkeypatch: pyt
     typed(monkeypatch, b"ignored" if way == "file" else lines)
     assert generate(*{"file": ["--file", "prompts.txt"], "dash": ["-"], "pipe": []}[way], "-o", "out").code == 0
     assert files(tmp_path / "out") == {"a-fox-0.png", "a-bär-1.png", "sheet.png"}
+
+
+def test_prompts_do_not_come_from_two_places(generate: Run) -> None:
+    result = generate("-", "--file", "none.txt")
+    assert result.code == 2 and "--file: prompts come from arguments or from a file, not from both" in result.err
 
 
 def test_like_repeats_a_picture_bit_for_bit(generate: Run) -> None:

@@ -105,6 +105,15 @@ def test_a_saved_picture_says_how_it_was_made(tmp_path: Path) -> None:
         save(picture, str(tmp_path / "bear.jpg"))
 
 
+def test_whatever_pillow_raises_of_a_damaged_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(file: object) -> None:
+        raise RuntimeError("Failed to decode image")  # as of an AVIF with a few bits turned
+
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(ValueError, match=r"^image: cannot read fox\.avif: it is not a whole picture$"):
+        open_picture("fox.avif")
+
+
 def test_an_opened_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     noise_pictures(1, 90, 90)[0].save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:9000])

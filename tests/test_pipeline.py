@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_any_size_that_the_tokenizer_divides(tiny: Paella) -> None:
         ({"prompt": []}, "prompt: "),
         ({"prompt": 3}, "prompt: must be a string, or a list of at least one, not 3"),
         ({"prompt": ["a dog", ""]}, "prompt: "),
+        ({"prompt": "a d\udcf6g"}, "prompt: must be whole characters"),
         ({"n": 0}, "n: must be at least 1"),
         ({"seed": -1}, "seed: "),
         ({"seed": 2**63}, "seed: "),
@@ -149,6 +151,38 @@ def test_numbers_may_be_numpy_s_and_no_seed_is_seed_0(tiny: Paella) -> None:
     assert content(tiny.generate("a dog", seed=None)) == content(tiny.generate("a dog", seed=0))
     dog = ours[0]
     assert content(tiny.restyle(dog, "a fox", seed=np.int64(5))) == content(tiny.restyle(dog, "a fox", seed=5))
+    half = tiny.restyle(dog, "a fox", strength=Fraction(1, 2))
+    assert content(half) == content(tiny.restyle(dog, "a fox", strength=0.5))
+
+
+@pytest.mark.parametrize("regions", [{"a fox": "left"}, ["ab"], [("a fox",)], [(None, "left")], 3])
+def test_what_are_no_prompts_with_places_is_named(tiny: Paella, regions: Any) -> None:
+    words = r"^regions: must be (pairs of a prompt and its place|a string), not "
+    with pytest.raises(ValueError, match=words):
+        tiny.compose(regions)
+    with pytest.raises(ValueError, match=words):
+        tiny.outpaint(Image.new("RGB", (32, 32)), left=4, regions=regions)
+
+
+@pytest.mark.parametrize("usual", [torch.bfloat16, torch.float64])
+def test_the_seed_alone_decides_whatever_torch_s_usual_dtype_is(tiny: Paella, usual: torch.dtype) -> None:
+    def drawn() -> list[bytes]:
+        (fox,) = tiny.generate("a fox", steps=3)
+        return content([fox, *tiny.vary(fox, 1, steps=3), *tiny.restyle(fox, "a dog", steps=3, strength=0.7)])
+
+    expected = drawn()
+    torch.set_default_dtype(usual)
+    try:
+        assert drawn() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_a_model_loaded_in_inference_mode_is_like_any_other(tiny_model: Any) -> None:
+    with torch.inference_mode():
+        model = Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")
+    model.to(dtype=torch.bfloat16)
+    assert model.generate("a dog", steps=1) and not any(p.is_inference() for p in model.predictor.parameters())
 
 
 def test_pictures_to_reconstruct_have_one_size_that_the_tokenizer_divides(tiny: Paella) -> None:

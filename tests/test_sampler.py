@@ -12,7 +12,7 @@ from torch import Tensor
 from paella.canvas import Canvas
 from paella.logits import draw, typical_keep
 from paella.noise import RENOISE_SOURCES, level
-from paella.sampler import RENOISE_PLACES, Denoise, SamplerSettings, draw_typical, guided, sample
+from paella.sampler import LOWEST_TEMPERATURE, RENOISE_PLACES, Denoise, SamplerSettings, draw_typical, guided, sample
 
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
 
@@ -227,8 +227,9 @@ def test_min_tokens_reach_the_filter() -> None:
     assert tokens.unique().tolist() == [0, 1]
 
 
-def test_a_low_temperature_takes_the_likeliest() -> None:
-    (tokens,) = run(two_thirds, a_canvas(0), replace(PLAIN, steps=1, temperature=0.05), 0)
+@pytest.mark.parametrize("temperature", [0.05, LOWEST_TEMPERATURE])
+def test_a_low_temperature_takes_the_likeliest(temperature: float) -> None:
+    (tokens,) = run(two_thirds, a_canvas(0), replace(PLAIN, steps=1, temperature=temperature), 0)
     assert (tokens == 0).all()
 
 
@@ -300,6 +301,7 @@ def test_guidance_costs_one_call_a_step_and_none_without() -> None:
         ("typical_mass", 0.0),
         ("typical_mass", 1.01),
         ("temperature", 0.0),
+        ("temperature", 1e-31),
         ("temperature", float("inf")),
         ("renoise", "backwards"),
         ("min_tokens", 0),

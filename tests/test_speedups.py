@@ -1,5 +1,8 @@
 """Laws of the speed that is asked for."""
 
+import pickle
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ def test_a_layer_in_8_bits_is_near_the_layer(gelu: bool, dtype: torch.dtype) -> 
     linear = randomised(lambda: nn.Linear(96, 160))
     x = torch.randn(2, 5, 7, 96, generator=torch.Generator().manual_seed(1)) + 1  # not centred: the zero point matters
     expected = nn.functional.gelu(linear(x)) if gelu else linear(x)
-    found = Int8Linear(linear, gelu)(x.to(dtype))
+    found = Int8Linear.of(linear, gelu)(x.to(dtype))
     assert found.dtype == dtype and found.shape == expected.shape
     assert 0 < relative_error(found, expected) < 0.02
 
@@ -35,7 +38,7 @@ def test_a_layer_in_8_bits_is_near_the_layer(gelu: bool, dtype: torch.dtype) -> 
 def test_a_layer_in_8_bits_takes_zeros_and_one_sign() -> None:
     linear = randomised(lambda: nn.Linear(32, 8))
     for x in (torch.zeros(3, 32), torch.rand(3, 32) + 1, -torch.rand(3, 32) - 1):
-        assert relative_error(Int8Linear(linear, gelu=False)(x), linear(x)) < 0.02
+        assert relative_error(Int8Linear.of(linear, gelu=False)(x), linear(x)) < 0.02
 
 
 @needs_vnni
@@ -57,7 +60,7 @@ def test_a_model_in_8_bits_draws_but_is_not_saved(tmp_path: Path) -> None:
 @needs_vnni
 def test_weights_in_8_bits_are_other_weights_and_all_of_them_are_known() -> None:
     linear = randomised(lambda: nn.Linear(96, 160))
-    found = Int8Linear(linear, gelu=True).state_dict(prefix="it.")
+    found = Int8Linear.of(linear, gelu=True).state_dict(prefix="it.")
     assert found.keys() == {"it.codes", "it.scale", "it.bias"}
     weight = found["it.scale"][:, None] * found["it.codes"]
     torch.testing.assert_close(weight, linear.weight, rtol=0, atol=found["it.scale"].max().item() / 2 + 1e-6)
@@ -98,3 +101,24 @@ def test_a_compiled_predictor_says_the_same() -> None:
     assert compiled.step is not plain.step
     with torch.inference_mode():
         assert relative_error(compiled(*inputs(4, 4)), plain(*inputs(4, 4))) < 1e-5
+
+
+@pytest.mark.parametrize("again", [deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copied", "pickled"])
+def test_a_copy_computes_with_its_own_weights(again: Callable[[Any], Any]) -> None:
+    compiled = randomised(lambda: TokenPredictor(CONFIG))
+    compile_steps(compiled)
+    with torch.inference_mode(), torch.compiler.set_stance("force_eager"):
+        expected = compiled(*inputs(4, 4))
+        twin = again(compiled)
+        assert torch.equal(twin(*inputs(4, 4)), expected)
+        twin.clf.weight.zero_()
+        assert not torch.equal(twin(*inputs(4, 4)), expected) and torch.equal(compiled(*inputs(4, 4)), expected)
+
+
+@needs_vnni
+@pytest.mark.parametrize("again", [deepcopy, lambda it: pickle.loads(pickle.dumps(it))], ids=["copied", "pickled"])
+def test_what_is_in_8_bits_is_copied_and_pickled(again: Callable[[Any], Any]) -> None:
+    quantized = randomised(lambda: TokenPredictor(CONFIG))
+    quantize_int8(quantized)
+    with torch.inference_mode():
+        assert torch.equal(again(quantized)(*inputs(4, 4)), quantized(*inputs(4, 4)))

@@ -40,15 +40,41 @@ def number(value: Any, argument: str) -> float:
     return value if isinstance(value, int | float) else float(value)
 
 
-def words(value: Any, argument: str) -> str:
-    """A string.
+def fraction(value: Any, argument: str) -> float:
+    """A number within 0 ... 1, of whatever type, as Python's.
 
     Raises:
         ValueError: it is none.
     """
+    if not 0 <= (share := number(value, argument)) <= 1:
+        raise ValueError(f"{argument}: must be within 0 ... 1, not {value}")
+    return share
+
+
+def words(value: Any, argument: str) -> str:
+    """A string.
+
+    Raises:
+        ValueError: it is none, or has a half of a character: what a terminal makes of bytes that are not UTF-8.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{argument}: must be a string, not {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{argument}: must be whole characters (UTF-8), not {value!r}")
     return value
+
+
+def placed(regions: Any) -> list[tuple[str, Any]]:
+    """Prompts, each with the part of the picture that it is for.
+
+    Raises:
+        ValueError: `regions` is not a list of these.
+    """
+    pairs = list(regions) if isinstance(regions, Iterable) else [regions]
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            raise ValueError(f"regions: must be pairs of a prompt and its place, not {pair!r}")
+    return [(words(text, "regions"), where) for text, where in pairs]
 
 
 def per_picture(prompt: str | Sequence[str], n: int) -> list[str]:
@@ -72,7 +98,7 @@ def prompt_list(prompt: str | Sequence[str]) -> list[str]:
     prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Iterable) else []
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompt: must be a string, or a list of at least one, not {prompt!r}")
-    return prompts
+    return [words(text, "prompt") for text in prompts]
 
 
 def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:

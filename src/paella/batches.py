@@ -60,7 +60,7 @@ class Batches:
         sizes = (canvas.tokens.shape, canvas.condition.shape, weight == 1)
         key = (predictor, predictor.clf.weight.dtype, is_packed(predictor), torch.get_num_threads(), *sizes)
         if key not in self._same:
-            t = torch.full((count,), canvas.start)
+            t = torch.full((count,), canvas.start, dtype=torch.float32)
             together = bind(canvas.condition)(canvas.tokens, t)
             each = (canvas[i : i + 1] for i in range(count))
             self._same[key] = all(

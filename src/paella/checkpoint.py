@@ -197,6 +197,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
     os.replace(partial, path)
 
 
+@torch.inference_mode(False)  # whose tensors can never be changed or learn
 def load_module(make: Callable[[], M], read: Callable[[], Mapping[str, Tensor]], path: str | Path) -> M:
     """The module that `make` makes, with a file's tensors as its weights, float32 and in evaluation mode.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, PreTrainedTokenizerFast
 
 WHITENING = "whitening.safetensors"
+_IMPORTING = Lock()
 
 # what published CLIP models expect where their folder does not say otherwise (Radford et al. 2021)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -143,7 +145,9 @@ class Clip:
     def prepare(self, pixels: Tensor) -> Tensor:
         """Pictures (B,3,H,W) in [0, 1] -> what the image encoder takes (B,3,S,S)."""
         pixels = fitted(pixels, self.model.config.vision_config.image_size)
-        mean, std = (sent(torch.tensor(v), pixels.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (
+            sent(torch.tensor(v, dtype=pixels.dtype), pixels.device).view(3, 1, 1) for v in (self.mean, self.std)
+        )
         return ((pixels - mean) / std).to(self.model.dtype)
 
     def whitened(self, embeddings: Tensor) -> Tensor:
@@ -171,7 +175,8 @@ class Clip:
         Raises:
             CheckpointError: the folder lacks a file, or one is damaged.
         """
-        from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
+        with _IMPORTING:  # two threads at once would find a half of transformers
+            from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerFast
 
         from paella import checkpoint
         from paella.checkpoint import CheckpointError, read_json

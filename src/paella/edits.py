@@ -19,7 +19,7 @@ from paella.noise import add_noise
 
 def random_tokens(generators: Sequence[torch.Generator], height: int, width: int, codes: int) -> Tensor:
     """(B,h,w) int64 on the CPU, uniform over {0 … N-1}, each picture from its own generator."""
-    return torch.stack([torch.randint(codes, (height, width), generator=g) for g in generators])
+    return torch.stack([torch.randint(codes, (height, width), generator=g, device="cpu") for g in generators])
 
 
 def text_to_image(noise: Tensor, condition: Tensor) -> Canvas:
@@ -41,7 +41,7 @@ def free(canvas: Canvas, hole: Tensor, noise: Tensor) -> Canvas:
 def renoised(tokens: Tensor, strength: float, noise: Tensor, uniform: Tensor, condition: Tensor) -> Canvas:
     """The picture's tokens (B,h,w), noised to t = strength: structural editing, to be sampled with the renoise source
     "previous". For `noise` and `uniform` see `paella.noise.add_noise`."""
-    t = torch.full((len(tokens),), strength, device=tokens.device)
+    t = tokens.new_full((len(tokens),), strength, dtype=torch.float32)
     noisy = add_noise(tokens, t, noise, uniform)
     return Canvas(noisy, torch.zeros_like(tokens, dtype=torch.bool), condition, start=strength)
 

@@ -150,6 +150,7 @@ class Engine:
             self.save_pretrained(folder)
             return hub.push(self, Path(folder), repo_id, results=results, private=private, token=token)
 
+    @torch.inference_mode(False)  # whose tensors can never be changed or learn
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> Self:
         """Moves all parts to that device, and the predictor to that dtype (see `set_dtype`); None = as it is. Returns
         itself.

@@ -61,7 +61,7 @@ def _as_image(picture: Picture, name: str) -> Image.Image:
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     try:
         picture.load()  # one that was opened, and not read yet
-    except (AssertionError, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # of damaged pictures, Pillow raises nearly anything
         raise ValueError(f"{name}: cannot be read; it is closed, or not a whole picture") from error
     if min(picture.size) < 1:
         raise ValueError(f"{name}: is empty ({picture.width} x {picture.height})")
@@ -77,7 +77,7 @@ def read_picture(file: str | Path, name: str = "image") -> Image.Image:
     try:
         with Image.open(file) as picture:
             picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of damaged pictures, Pillow raises nearly anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
         raise ValueError(f"{name}: cannot read {file}: {reason}") from error
     return picture
@@ -311,7 +311,7 @@ def _continued(total: Tensor, weight: Tensor) -> Tensor:
 def _faded(values: Tensor, known: Tensor) -> Tensor:
     """Values (C,H,W) where they are known, (1,H,W) bool, handed on from there from neighbour to neighbour, weaker at
     every pixel; 0 where they are known, and from `FADE` pixels on."""
-    cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]])[None, None]
+    cross = torch.tensor([[0.0, 1, 0], [1, 0, 1], [0, 1, 0]], dtype=values.dtype)[None, None]
     values, reached, faded = values * known, known.float(), torch.zeros_like(values)
     for step in range(FADE):
         total, weight = (F.conv2d(grid[:, None], cross, padding=1)[:, 0] for grid in (values, reached))

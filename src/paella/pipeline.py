@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import edits
-from paella.arguments import number, per_picture, prompt_list, seeds_of, whole, words
+from paella.arguments import fraction, per_picture, placed, prompt_list, seeds_of, whole, words
 from paella.canvas import Canvas
 from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options
 from paella.images import (
@@ -29,6 +29,7 @@ from paella.images import (
     retouched,
     token_mask,
 )
+from paella.sampler import uniform_numbers
 
 __all__ = ["Cancelled", "Interrupted", "OnStep", "Paella"]
 
@@ -175,7 +176,7 @@ class Paella(Engine):
                 raise ValueError(f"{name}: must be 0 or more pixels, not {pixels}")
         if not any(extents.values()):
             raise ValueError("left: one of left, right, top and bottom must be above 0")
-        picture = open_picture(image)
+        picture, regions = open_picture(image), placed(regions)
         prompts = per_picture(prompt, n)
         self._check_memory(
             "image", top + picture.height + bottom, left + picture.width + right, len(prompts), options, len(regions)
@@ -234,8 +235,7 @@ class Paella(Engine):
             strength = 0.0 if prompt is None else 0.5
         elif prompt is None:
             raise ValueError("strength: says how far to move towards a prompt, and there is none")
-        if not 0 <= number(strength, "strength") <= 1:
-            raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        strength = fraction(strength, "strength")
         options = self._variation_options(options, strength)
         prompts = per_picture(words(prompt or "", "prompt"), n)
         grid = self._grid(size, n, options)
@@ -304,8 +304,7 @@ class Paella(Engine):
         Raises:
             ValueError: an argument out of range; the message names it.
         """
-        if not 0 <= number(strength, "strength") <= 1:
-            raise ValueError(f"strength: must be within 0 ... 1, not {strength}")
+        strength = fraction(strength, "strength")
         picture = open_picture(image)
         prompts = per_picture(prompt, n)
         self._check_memory("image", picture.height, picture.width, len(prompts), options)
@@ -313,11 +312,11 @@ class Paella(Engine):
         seeds = seeds_of(options.get("seed"), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
-        uniform = torch.stack([torch.rand(tokens.shape[1:], generator=stream) for stream in streams])
+        uniform = uniform_numbers(streams, tokens)
         condition = self._embed(prompts)[:, :, None, None]
 
         def canvas(noise: Tensor) -> Canvas:
-            return edits.renoised(tokens.expand_as(noise), strength, noise, uniform.to(self.device), condition)
+            return edits.renoised(tokens.expand_as(noise), strength, noise, uniform, condition)
 
         record = {"strength": str(strength)}
         grid = (tokens.shape[1], tokens.shape[2])
@@ -352,9 +351,10 @@ class Paella(Engine):
         Raises:
             ValueError: an argument out of range; the message names it.
         """
+        regions = placed(regions)
         if not regions:
             raise ValueError("regions: must not be empty")
-        if not all(words(text, "regions").strip() for text, _ in regions):
+        if not all(text.strip() for text, _ in regions):
             raise ValueError("regions: the prompt of a region must not be empty")
         if whole(softness, "softness") < 0:
             raise ValueError(f"softness: must be 0 or more pixels, not {softness}")

@@ -38,6 +38,9 @@ def least_sure(logits: Tensor, drawn: Tensor, frozen: Tensor, t: float, uniform:
 RENOISE_PLACES = {"random": anywhere, "unsure": least_sure}
 
 
+LOWEST_TEMPERATURE = 1e-30  # log-probabilities divided by less would leave float32
+
+
 @dataclass(frozen=True)
 class SamplerSettings:
     """The choices of a sampling run.
@@ -67,8 +70,10 @@ class SamplerSettings:
             raise ValueError(f"guidance: must be a finite number, not {self.guidance}")
         if not 0 < self.typical_mass <= 1:
             raise ValueError(f"typical_mass: must be above 0 and at most 1, not {self.typical_mass}")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"temperature: must be a finite number above 0, not {self.temperature}")
+        if not LOWEST_TEMPERATURE <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature: must be a finite number of at least {LOWEST_TEMPERATURE}, not {self.temperature}"
+            )
         if self.renoise not in RENOISE_SOURCES:
             raise ValueError(f"renoise: must be one of {', '.join(RENOISE_SOURCES)}, not {self.renoise!r}")
         if self.renoise_at not in RENOISE_PLACES:
@@ -113,7 +118,10 @@ def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Te
 
 def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """(B,h,w) in [0, 1), each picture's from its own generator, for tokens (B,h,w) and where these are."""
-    return sent(torch.stack([torch.rand(like.shape[1:], generator=g) for g in generators]), like.device)
+    return sent(
+        torch.stack([torch.rand(like.shape[1:], generator=g, dtype=torch.float32, device="cpu") for g in generators]),
+        like.device,
+    )
 
 
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
@@ -155,20 +163,21 @@ def sample(
         canvas: what to start from. With `start` 0 nothing is left to do, and nothing is yielded.
         generators: one for each picture, on the CPU: a picture depends on its own generator alone.
     """
-    tokens, device = canvas.tokens, canvas.tokens.device
+    tokens = canvas.tokens
     if canvas.start == 0:
         return
     uniform = partial(uniform_numbers, generators, tokens)
     renoise_source, renoise_places = RENOISE_SOURCES[settings.renoise], RENOISE_PLACES[settings.renoise_at]
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
-        logits = denoise(tokens, torch.full((len(tokens),), t, device=device))
+        logits = denoise(tokens, tokens.new_full((len(tokens),), t, dtype=torch.float32))
         codes = logits.shape[1]
         drawn = torch.where(canvas.frozen, canvas.tokens, draw_typical(logits, settings, uniform()))
         if t_next > 0:
             noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
             places = renoise_places(logits, drawn, canvas.frozen, t_next, uniform())
-            noisy = add_noise(drawn, torch.full((len(tokens),), t_next, device=device), noise, places)
+            next_times = tokens.new_full((len(tokens),), t_next, dtype=torch.float32)
+            noisy = add_noise(drawn, next_times, noise, places)
             drawn = torch.where(canvas.frozen, canvas.tokens, noisy)
         tokens = drawn
         yield tokens

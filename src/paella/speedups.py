@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +25,28 @@ class Int8Linear(nn.Module):
     at each call: nothing needs to be calibrated.
 
     Args:
-        linear: the layer; its weights are copied.
+        codes: (C',C) int8.
+        scale: (C',) float32; W is codes times scale.
+        bias: (C',) float32.
         gelu: whether an exact GELU follows, which is then computed in the same pass.
     """
 
-    def __init__(self, linear: nn.Linear, gelu: bool) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, bias: Tensor, gelu: bool) -> None:
         super().__init__()
-        weight = linear.weight.detach().float()
-        self.scale = weight.abs().amax(1).clamp(min=1e-12) / 127
-        codes = (weight / self.scale[:, None]).round().to(torch.int8)
         self.packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self.zero_points = torch.zeros(len(weight), dtype=torch.int64)
-        self.bias = linear.bias.detach().float()
-        self.after = EXACT_GELU if gelu else NO_ACTIVATION
+        self.scale, self.bias, self.gelu = scale, bias, gelu
+        self.zero_points = torch.zeros(len(scale), dtype=torch.int64)
+
+    @classmethod
+    def of(cls, linear: nn.Linear, gelu: bool) -> Int8Linear:
+        """The layer in 8 bits; its weights are copied."""
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp(min=1e-12) / 127
+        codes = (weight / scale[:, None]).round().to(torch.int8)
+        return cls(codes, scale, linear.bias.detach().float(), gelu)
+
+    def codes(self) -> Tensor:
+        return self.packed.to_dense().T.contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), in the input's dtype."""
@@ -57,12 +68,15 @@ class Int8Linear(nn.Module):
             1.0,  # of an output in 8 bits, which this is not
             0,
             x.dtype,
-            *self.after,
+            *(EXACT_GELU if self.gelu else NO_ACTIVATION),
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:  # packed codes can be neither copied nor pickled
+        return Int8Linear, (self.codes(), self.scale, self.bias, self.gelu)
 
     def _save_to_state_dict(self, destination: dict[str, Tensor], prefix: str, keep_vars: bool) -> None:
         """For a fingerprint; no layer is filled from it."""
-        own = {"codes": self.packed.to_dense().T, "scale": self.scale, "bias": self.bias}
+        own = {"codes": self.codes(), "scale": self.scale, "bias": self.bias}
         destination.update({prefix + name: value for name, value in own.items()})
 
 
@@ -101,7 +115,22 @@ def quantize_int8(predictor: nn.Module) -> None:
     for block in (block for block in blocks if 4 * len(block.gamma) >= widest):
         pointwise = [layer for layer in block.channelwise if isinstance(layer, nn.Linear | PackedLinear)]
         first, last = (layer.plain_layer() if isinstance(layer, PackedLinear) else layer for layer in pointwise)
-        block.channelwise = nn.Sequential(Int8Linear(first, gelu=True), Int8Linear(last, gelu=False))
+        block.channelwise = nn.Sequential(Int8Linear.of(first, gelu=True), Int8Linear.of(last, gelu=False))
+
+
+class Compiled:
+    """A method of tensors, compiled at the first call of each size. Its object is not kept alive."""
+
+    def __init__(self, method: Callable[..., Tensor], how: dict[str, Any]) -> None:
+        self.method, self.how = WeakMethod(method), how
+        self.compiled = torch.compile(method, dynamic=False, **how)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.compiled(*inputs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of the object compile their own method: what is compiled knows the weights that it was made for."""
+        return Compiled, (self.method(), self.how)
 
 
 def compile_steps(predictor: nn.Module) -> None:
@@ -113,14 +142,14 @@ def compile_steps(predictor: nn.Module) -> None:
     """
     vars(predictor).pop("step", None)
     unpack(predictor)  # frozen weights are packed by the compiler
-    how: dict[str, object] = {"mode": "reduce-overhead"}
+    how: dict[str, Any] = {"mode": "reduce-overhead"}
     if next(predictor.parameters()).device.type == "cpu":
         how = {"options": {"freezing": True}}
-    predictor.step = torch.compile(predictor.step, dynamic=False, **how)  # type: ignore[call-overload]
+    predictor.step = Compiled(predictor.step, how)  # type: ignore[arg-type,assignment]
 
 
 def is_compiled(predictor: nn.Module) -> bool:
-    return "step" in vars(predictor) and not isinstance(predictor.step, Replayed)
+    return isinstance(predictor.step, Compiled)
 
 
 def replay(predictor: Predictor, vqgan: VQGAN) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -258,10 +259,11 @@ def compose(
 
 
 def _prompt_or_picture(text: str) -> str | Path:
-    """A path where the text is the name of a picture file, else the text."""
+    """A path where the text is like the name of a picture file, or that of a file that is there; else the text."""
     from paella.data.folder import PICTURE_SUFFIXES
 
-    return Path(text) if text.lower().endswith(tuple(PICTURE_SUFFIXES)) else text
+    named = text.lower().endswith(tuple(PICTURE_SUFFIXES)) or (os.path.splitext(text)[1] and os.path.isfile(text))
+    return Path(text) if named else text
 
 
 def _region(text: str) -> Region:

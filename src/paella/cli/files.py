@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -37,8 +38,12 @@ def check_writable(output: Path, *, folder: bool = False) -> None:
         raise Unwritable(f"output: cannot write to {place}: {error.strerror or error}") from error
 
 
-def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes atomically, and makes the folders on the way.
+def write_file(path: Path, write: Callable[[IO[bytes]], object], *, beside: bool = False) -> Path:
+    """Writes atomically, and makes the folders on the way; returns the file.
+
+    Args:
+        beside: where the file is there already, leave it, and write fox-2.png, fox-3.png, … beside fox.png; so do other
+            processes at the same time.
 
     Raises:
         Unwritable: it cannot be done; nothing is left of the attempt.
@@ -49,18 +54,28 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         try:
             with partial.open("wb") as file:
                 write(file)
+            path = _claimed(path) if beside else path
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         raise Unwritable(f"output: cannot write {path}: {error.strerror or error}") from error
+    return path
 
 
-def write_picture(picture: Image, path: Path) -> None:
-    """Writes a PNG with what the picture's `info` says of its making."""
+def _claimed(path: Path) -> Path:
+    """An empty file of that name, or of the first of fox-2.png, fox-3.png, … that is free."""
+    for one in _numbered(path):
+        with suppress(FileExistsError), one.open("xb"):
+            return one
+    raise AssertionError("there is always another number")
+
+
+def write_picture(picture: Image, path: Path, *, beside: bool = False) -> Path:
+    """Writes a PNG with what the picture's `info` says of its making; for `beside` see `write_file`."""
     from paella.images import save
 
-    write_file(path, lambda file: save(picture, file))
+    return write_file(path, lambda file: save(picture, file), beside=beside)
 
 
 def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bool, source: Path | None = None) -> Path:
@@ -82,8 +97,8 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
             if picture.info["ability"] != "generate":
                 words = f"{source.stem if source else ''} {picture.info['ability']} {words}"
             stem = _file_stem(words)
-            path = unused(output / f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png")
-            write_picture(picture, path)
+            name = f"{stem}-{f'{index:03d}' if frames else picture.info['seed']}.png"
+            path = write_picture(picture, output / name, beside=True)
     if len(pictures) > 1:
         from paella.images import contact_sheet
 
@@ -91,15 +106,18 @@ def write_pictures(pictures: list[Image], output: Path, *, seeds_in_captions: bo
             picture.info["prompt"] + (f" (seed {picture.info['seed']})" if seeds_in_captions else "")
             for picture in pictures
         ]
-        path = output if single else unused(output / "sheet.png")
-        write_picture(contact_sheet(pictures, captions), path)
+        sheet = contact_sheet(pictures, captions)
+        path = write_picture(sheet, output if single else output / "sheet.png", beside=not single)
     return path
 
 
 def unused(path: Path) -> Path:
     """That path, or the first of fox-2.png, fox-3.png, … where fox.png is taken."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
-    return next(one for one in chain([path], numbered) if not one.exists())
+    return next(one for one in _numbered(path) if not one.exists())
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    return chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
 
 
 def write_animation(pictures: list[Image], path: Path) -> Path:

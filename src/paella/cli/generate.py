@@ -13,7 +13,7 @@ import typer
 
 from paella.cli.draw import draw, load_pipeline
 from paella.cli.errors import warn
-from paella.cli.files import check_writable, unused, write_picture, write_pictures
+from paella.cli.files import check_writable, write_picture, write_pictures
 from paella.cli.options import (
     FirstSeed,
     Guidance,
@@ -127,17 +127,17 @@ def _write_film_strip(pictures: list[Image], output: Path) -> None:
     from paella.trajectory import film_strip
 
     single = is_picture_file(output)
-    path = output.with_stem(f"{output.stem}-trajectory") if single else unused(output / "trajectory.png")
-    write_picture(film_strip(pictures), path)
+    path = output.with_stem(f"{output.stem}-trajectory") if single else output / "trajectory.png"
+    path = write_picture(film_strip(pictures), path, beside=not single)
     typer.echo(f"{path}: each step, with t, the mean entropy of the tokens (nats) and the share of them that changed")
 
 
 def _prompts(prompts: list[str], file: Path | None, default: str | None) -> list[str]:
     """The prompts from wherever they come; `default` where nothing was given."""
-    if prompts == ["-"]:
-        prompts, file = [], Path("-")
     if prompts and file is not None:
         raise ValueError("file: prompts come from arguments or from a file, not from both")
+    if prompts == ["-"]:
+        prompts, file = [], Path("-")
     if not prompts and file is None and default is None:
         if sys.stdin is None or sys.stdin.isatty():
             raise ValueError("prompt: missing; give one or more, or --file, or lines on standard input")

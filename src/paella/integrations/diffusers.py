@@ -19,6 +19,8 @@ from torch import Tensor
 from paella.images import Picture, to_tensor
 from paella.pipeline import Paella
 
+SEEDS = 2**63  # of `Paella`, from 0 on
+
 # (pipeline, step from 0, steps left, {"latents": tokens (B,h,w)}) -> None or a dict that leaves the tokens alone
 OnStepEnd = Callable[["PaellaPipeline", int, int, dict[str, Any]], Mapping[str, Any] | None]
 
@@ -198,12 +200,12 @@ def _refuse(name: str, value: object, reason: str) -> None:
 
 
 def _seed(generator: torch.Generator | Sequence[torch.Generator] | None) -> int | list[int]:
-    """What `Paella` calls a seed."""
+    """What `Paella` calls a seed, of which it has half as many as torch."""
     if generator is None:
         return int(torch.randint(2**62, ()))
     if isinstance(generator, torch.Generator):
-        return generator.initial_seed()
-    return [one.initial_seed() for one in generator]
+        return generator.initial_seed() % SEEDS
+    return [one.initial_seed() % SEEDS for one in generator]
 
 
 def _converted(pictures: list[Image.Image], output_type: str) -> list[Image.Image] | np.ndarray | Tensor:
