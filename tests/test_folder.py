@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from paella.data import open_loader
-from paella.data.folder import Folder
+from paella.data.folder import Folder, read_picture
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -176,6 +176,25 @@ def test_bad_jsonl_lines_are_named_and_the_good_ones_used(tmp_path: Path) -> Non
     assert folder.captions == [["good"]]
     assert [file for file, _ in folder.skipped] == [f"captions.jsonl:{line}" for line in (1, 2, 3, 4, 5, 6, 7, 8, 10)]
     assert "missing.png" in dict(folder.skipped)["captions.jsonl:7"]
+
+
+@pytest.mark.parametrize("entry", [{"file": "a.png", "caption": "a cat \ud83d"}, {"file": "\ud83d.png"}])
+def test_half_a_character_is_a_bad_line_whose_reason_can_be_printed(tmp_path: Path, entry: dict[str, str]) -> None:
+    add(tmp_path / "a.png")
+    (tmp_path / "captions.jsonl").write_text(json.dumps(entry))
+    folder = Folder(tmp_path)
+    ((where, reason),) = folder.skipped
+    assert where == "captions.jsonl:1" and reason.encode() and len(folder) == 1
+
+
+def test_a_large_jpeg_is_read_about_as_if_it_were_decoded_whole(tmp_path: Path) -> None:
+    y, x = np.mgrid[:900, :1400] / 1400
+    waves = np.stack([np.sin(9 * x), np.cos(7 * y), np.sin(5 * (x + y))], axis=-1)
+    picture = Image.fromarray((127 + 120 * waves).astype(np.uint8))
+    picture.save(tmp_path / "a.jpg", quality=95)
+    picture.save(tmp_path / "a.png")
+    jpeg, png = (np.asarray(read_picture(tmp_path / name, 64), dtype=float) for name in ("a.jpg", "a.png"))
+    assert jpeg.shape == (64, 64, 3) and abs(jpeg - png).mean() < 1.5
 
 
 def test_hidden_files_and_other_files_are_passed_over(tmp_path: Path) -> None:

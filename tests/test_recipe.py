@@ -38,8 +38,8 @@ def test_all_objects_are_asked_for_in_one_word() -> None:
     assert [recipe.data.objects for recipe in chosen] == [list(all_objects()), ["fox"]]
 
 
-@pytest.mark.parametrize("text", ["2024_01_15", "007", "1e3", "true"])
-def test_a_name_that_looks_like_a_number_is_a_name(text: str) -> None:
+@pytest.mark.parametrize("text", ["2024_01_15", "007", "1e3", "true", "run #2", "a: b", "[old] pics", "*", "a=b"])
+def test_a_text_is_taken_as_it_is(text: str) -> None:
     recipe: Any = load_recipe(schema("predictor"), None, [f"output={text}", f"data.folder={text}", "steps=1_0"])
     assert (recipe.output, recipe.data.folder, recipe.steps) == (text, text, 10)
     recipe = load_recipe(schema("predictor"), None, ["output=${name}/${steps}", f"name= {text}", "steps=5"])
@@ -85,6 +85,12 @@ def test_what_is_no_text_is_no_recipe(tmp_path: Path) -> None:
         ("ema=1.5", "ema: must be within 0 ... 1, not 1.5"),
         ("optimizer.warmup=200", r"optimizer\.warmup: must be within 0 ... 1, not 200"),
         ("data.shares=[1,2]", r"data\.shares: must be one for each of"),
+        ("optimizer.clip=0", r"optimizer\.clip: must be above 0 \(\.inf = gradients as they are\), not 0"),
+        ("optimizer.clip=-1", r"optimizer\.clip: must be above 0"),
+        ("optimizer.learning_rate=-1", r"optimizer\.learning_rate: must be at least 0, not -1"),
+        ("optimizer.weight_decay=-1", r"optimizer\.weight_decay: must be at least 0, not -1"),
+        ("optimizer.full_rate_inputs=-1", r"optimizer\.full_rate_inputs: must be at least 0, not -1"),
+        ("checkpoint_minutes=.nan", "checkpoint_minutes: must be at least 0, not nan"),
     ],
 )
 @pytest.mark.parametrize("kind", ["vqgan", "predictor"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim import AdamW
@@ -189,6 +189,34 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path: Path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, 4, "one", *parts)
     assert load_checkpoint(path, "one", *some_parts(1)) == 3
+
+
+def test_a_full_disk_is_told_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, file: Path, metadata: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match=r"^cannot write .*c\.safetensors: .*No space left"):
+        save_checkpoint(tmp_path / "c.safetensors", 3, "one", *some_parts(0))
+
+
+def test_a_run_that_ends_between_its_first_checkpoint_and_its_model_can_go_on(
+    tiny_model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = ["steps=3", f"data.folder={pictures}", "checkpoint_minutes=0"]
+    usual = PredictorStage.save
+
+    def dies(self: PredictorStage, shipped: nn.Module, folder: Path) -> None:
+        usual(self, shipped, folder)
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PredictorStage, "save", dies)
+        with pytest.raises(MemoryError):
+            train("predictor", tiny_model, tmp_path / "run", *more)
+    again, whole = (train("predictor", tiny_model, tmp_path / name, *more) for name in ("run", "whole"))
+    first, second = ((run / "model" / "predictor.safetensors").read_bytes() for run in (again, whole))
+    assert first == second
 
 
 @pytest.mark.parametrize("kind", set(STAGES) - {"wordings"})  # which begins with given ones

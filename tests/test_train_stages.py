@@ -16,16 +16,17 @@ from torch.nn import functional
 from training import assert_overfits, make_stage, rows, settings, train
 
 from paella.blocks import ResBlock
-from paella.checkpoint import load_predictor, load_vqgan, save_model, save_vqgan
+from paella.checkpoint import load_clip, load_predictor, load_vqgan, save_model, save_vqgan
 from paella.clip import Clip
 from paella.data import collate
 from paella.data.vocabulary import objects
 from paella.images import blanked, moved
 from paella.pipeline import Paella
+from paella.train.clip import nearest_captions, retrieval
 from paella.train.encode import encode
 from paella.train.growth import grown
 from paella.train.loop import CHECKPOINT
-from paella.train.loss import SmoothedCrossEntropy
+from paella.train.loss import SmoothedCrossEntropy, contrastive
 from paella.train.predictor import EncodedStage, PredictorRecipe, PredictorStage, clean_regions
 from paella.train.recipe import load_recipe
 from paella.train.vqgan import reconstruction_figures
@@ -357,6 +358,27 @@ def test_a_clip_learns_which_caption_is_whose(tiny_model: Path, pictures: Path, 
     assert figures["R@1"] >= 0.5
 
 
+def test_the_contrastive_loss_is_the_cross_entropy_but_for_captions_that_are_there_twice() -> None:
+    logits = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    own = torch.eye(5, dtype=torch.bool)
+    assert contrastive(logits, own).item() == pytest.approx(functional.cross_entropy(logits, torch.arange(5)).item())
+    right = own.clone()
+    right[0, 1] = right[1, 0] = True
+    p = logits.softmax(1)
+    expected = -torch.stack([p[0, :2].sum(), p[1, :2].sum(), *p.diagonal()[2:]]).log().mean()
+    assert contrastive(logits, right).item() == pytest.approx(expected.item())
+
+
+def test_a_caption_of_several_pictures_is_right_for_each(tiny_model: Path) -> None:
+    clip = load_clip(tiny_model)
+    pictures = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    captions = ["a fox", "a key"]
+    found = nearest_captions(clip, pictures, captions)
+    right = [captions[one] for one in found]
+    twice = retrieval(clip, [*pictures, *pictures], [*right, *right])
+    assert twice == 1.0
+
+
 def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) -> None:
     stage = make_stage("clip", tiny_model, "text_only=true", f"init_from={tiny_model}")
     trained = {name for name, p in stage.modules["towers"].named_parameters() if p.requires_grad}
@@ -407,6 +429,30 @@ def test_a_run_is_not_resumed_with_another_tokenizer(tiny_model: Path, tmp_path:
     train("wordings", tiny_model, tmp_path, *entries)
     with pytest.raises(ValueError, match="another text tokenizer"):
         train("wordings", tiny_model, tmp_path, *entries, "data.shares=[0,0,0,0,1]")
+
+
+@pytest.mark.parametrize("part", ["vqgan", "clip"])
+def test_a_run_is_not_resumed_with_another_vqgan_or_clip(part: str, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    train("predictor", tmp_path / "model", tmp_path / "run", "steps=1")
+    file, key = {
+        "vqgan": ("vqgan.safetensors", "quantize.embedding.weight"),
+        "clip": ("clip/model.safetensors", "text_projection.weight"),
+    }[part]
+    tensors = load_file(tmp_path / "model" / file)
+    assert key in tensors, list(tensors)
+    save_file({name: value + (name == key) for name, value in tensors.items()}, tmp_path / "model" / file)
+    with pytest.raises(ValueError, match="this recipe has another VQGAN or CLIP"):
+        train("predictor", tmp_path / "model", tmp_path / "run", "steps=2")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [("transformer.width=32", "transformer: .* has a U-Net"), ("model.mask_token=true", "mask_token: .* without one")],
+)
+def test_a_start_of_another_kind_than_the_recipe_asks_for_is_refused(entry: str, words: str, tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        make_stage("predictor", tiny_model, f"init_from={tiny_model}", entry)
 
 
 def test_a_run_is_not_resumed_with_other_labels(tiny_model: Path, tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ class Slots:
 
     def __init__(self, size: int, context: int) -> None:
         self.pixels = torch.zeros(SLOTS, CHUNK, size, size, 3, dtype=torch.uint8).share_memory_()
-        self.ids = torch.zeros(SLOTS, CHUNK, context, dtype=torch.int16).share_memory_()
+        self.ids = torch.zeros(SLOTS, CHUNK, context, dtype=torch.int32).share_memory_()
         self.free: Any = mp.Queue()
         self.filled: Any = mp.Queue()
 
@@ -268,6 +268,8 @@ class Learner:
 def main(recipe_file: str, model: str, output: str, seconds: str, *overrides: str) -> None:
     start = time.time()
     recipe = load_recipe(PredictorRecipe, recipe_file, [*overrides, f"output={output}", f"init_from={model}"])
+    if recipe.data.folder or recipe.data.encoded:
+        raise ValueError("data: only emoji scenes are drawn here")
     clip, f = load_clip(model), load_vqgan(model).config.f
     mp.set_start_method("fork")  # before anything is on the GPU
     slots = Slots(recipe.data.size, clip.context)
@@ -284,7 +286,7 @@ def main(recipe_file: str, model: str, output: str, seconds: str, *overrides: st
     clip.to(DEVICE)
     pool = Pool(slots, vqgan, clip, recipe.data.size // f)
     while pool.drawn < FIRST:
-        pool.add([slots.filled.get(), slots.filled.get()])
+        pool.add([slots.filled.get(timeout=120), slots.filled.get(timeout=120)])  # or those that draw have died
     batch = Batch(recipe, pool)
     batch.fill()
     learner = Learner(recipe, predictor.train(), batch)

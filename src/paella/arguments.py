@@ -59,9 +59,14 @@ def words(value: Any, argument: str) -> str:
     """
     if not isinstance(value, str):
         raise ValueError(f"{argument}: must be a string, not {value!r}")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if has_half_characters(value):
         raise ValueError(f"{argument}: must be whole characters (UTF-8), not {value!r}")
     return value
+
+
+def has_half_characters(text: str) -> bool:
+    """Whether it cannot be written as UTF-8: it has a surrogate without its other half."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def placed(regions: Any) -> list[tuple[str, Any]]:

@@ -190,9 +190,18 @@ def weights_of(folder: Path) -> Path:
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file atomically."""
+    """Writes a safetensors file atomically.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     partial = path.with_suffix(".partial")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial, metadata=metadata)
+    stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    try:
+        save_file(stored, partial, metadata=metadata)
+    except SafetensorError as error:  # of a full disk too
+        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {path}: {error}") from error
     partial.chmod(0o644)
     os.replace(partial, path)
 

@@ -105,6 +105,8 @@ def as_rgb(image: Image.Image, behind: str = "white") -> Image.Image:
     """
     with suppress(Exception):  # of damaged EXIF data, Pillow raises nearly anything; they say nothing then
         image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image.convert("RGB")
     if image.mode == "F" or image.mode.startswith("I"):  # Pillow would cut these off at 255
         full = 1.0 if image.mode == "F" else 65535.0
         levels = np.nan_to_num(np.asarray(image, dtype=np.float64)) / full

@@ -29,7 +29,6 @@ from paella.images import (
     retouched,
     token_mask,
 )
-from paella.sampler import uniform_numbers
 
 __all__ = ["Cancelled", "Interrupted", "OnStep", "Paella"]
 
@@ -312,11 +311,12 @@ class Paella(Engine):
         seeds = seeds_of(options.get("seed"), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
         streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
-        uniform = uniform_numbers(streams, tokens)
+        shape = tokens.shape[1:]
+        uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float32, device="cpu") for g in streams])
         condition = self._embed(prompts)[:, :, None, None]
 
         def canvas(noise: Tensor) -> Canvas:
-            return edits.renoised(tokens.expand_as(noise), strength, noise, uniform, condition)
+            return edits.renoised(tokens.expand_as(noise), strength, noise, uniform.to(self.device), condition)
 
         record = {"strength": str(strength)}
         grid = (tokens.shape[1], tokens.shape[2])

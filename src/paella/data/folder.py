@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from paella.arguments import has_half_characters
 from paella.images import as_rgb
 
 PICTURE_SUFFIXES = frozenset(
@@ -183,6 +184,7 @@ def read_picture(file: str | Path, size: int) -> Image.Image:
         OSError: there is no such file, or it is not a picture that can be read. Damaged files raise other errors too.
     """
     with Image.open(file) as image:
+        image.draft(None, (2 * size, 2 * size))  # a JPEG is then decoded at about the size that is needed
         picture = as_rgb(image)
     side = min(picture.size)
     left, top = ((extent - side) // 2 for extent in picture.size)
@@ -215,5 +217,7 @@ def _entry(line: bytes) -> tuple[str, str]:
     if not isinstance(file, str) or not file:
         raise ValueError('no "file"')
     if not isinstance(caption, str) or not caption.strip():
-        raise ValueError(f"no caption for {file}")
+        raise ValueError(f"no caption for {file!r}")
+    if any(has_half_characters(text) for text in (file, caption)):
+        raise ValueError(f"half a character in {(file, caption)!r}")
     return file, caption.strip()

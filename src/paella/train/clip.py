@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from paella.gpu import sent
 from paella.images import contact_sheet
 from paella.processes import of_all
 from paella.train.loop import Loss, Stage, train
+from paella.train.loss import contrastive
 from paella.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -170,17 +172,21 @@ class ClipStage(Stage):
         text, image, scale, thumbnails = self.modules["towers"](ids, self.clip.prepare(pixels))
         scale = scale.clamp(max=MAX_SCALE)
         logits = scale * of_all(text) @ of_all(image).T
-        target = torch.arange(len(logits), device=pixels.device)
-        contrastive = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        numbers = of_all(sent(numbered(captions), pixels.device))
+        right = numbers[:, None] == numbers
+        told_apart = (contrastive(logits, right) + contrastive(logits.T, right)) / 2
         seen = F.adaptive_avg_pool2d(pixels, THUMBNAIL).flatten(1)  # (B,3·T·T)
         text_error, image_error = (thumbnails.float() - seen).square().mean((1, 2))
-        loss = contrastive + self.recipe.thumbnail * (text_error + image_error)
-        metrics = {"loss": loss, "contrastive": contrastive, "scale": scale}
+        loss = told_apart + self.recipe.thumbnail * (text_error + image_error)
+        metrics = {"loss": loss, "contrastive": told_apart, "scale": scale}
         metrics |= {"thumbnail from text": text_error, "thumbnail from picture": image_error}
-        yield "towers", loss, {**metrics, "accuracy": (logits.argmax(0) == target).float().mean()}
+        found = right.gather(0, logits.argmax(0, keepdim=True))
+        yield "towers", loss, {**metrics, "accuracy": found.float().mean()}
 
     def evaluate(self, shipped: nn.Module) -> dict[str, float]:
-        return {"R@1": retrieval(self.clip, *self.gallery), "chance": 1 / len(self.gallery[1])}
+        numbers = numbered(self.gallery[1])
+        chance = (numbers[:, None] == numbers).double().mean().item()
+        return {"R@1": retrieval(self.clip, *self.gallery), "chance": chance}
 
     def preview(self, shipped: nn.Module) -> Image.Image:
         """Sixteen pictures of the gallery, each above the caption that it finds."""
@@ -188,7 +194,7 @@ class ClipStage(Stage):
         found = nearest_captions(self.clip, pictures, captions)[:16]
         return contact_sheet(pictures[:16], [captions[i] for i in found], columns=8)
 
-    def text_tokens(self) -> str:
+    def meanings(self) -> str:
         return tokenizer_digest(self.clip)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
@@ -220,7 +226,7 @@ def warn_of_cut_captions(clip: Clip, data: Folder | Scenes) -> None:
 
 
 def tokenizer_digest(clip: Clip) -> str:
-    """As `Stage.text_tokens` gives it."""
+    """As `Stage.meanings` gives it."""
     return sha256(json.dumps(clip.tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
@@ -240,8 +246,14 @@ def nearest_captions(clip: Clip, pictures: Sequence[Image.Image], captions: Sequ
 
 
 def retrieval(clip: Clip, pictures: Sequence[Image.Image], captions: Sequence[str]) -> float:
-    """R@1: the share of pictures whose own caption is the nearest of all."""
-    return sum(found == own for own, found in enumerate(nearest_captions(clip, pictures, captions))) / len(captions)
+    """R@1: the share of pictures whose own caption, wherever it stands, is the nearest of all."""
+    found = nearest_captions(clip, pictures, captions)
+    return sum(captions[one] == own for one, own in zip(found, captions, strict=True)) / len(captions)
+
+
+def numbered(captions: Sequence[str]) -> Tensor:
+    """(B,) int64: the same for the same captions, in every process."""
+    return torch.tensor([crc32(caption.encode()) for caption in captions])
 
 
 def main(recipe: ClipRecipe) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from paella.checkpoint import Predictor, about_argument, model_folder
 from paella.data import length, open_data
+from paella.fingerprint import fingerprint
 from paella.gpu import sent
 from paella.images import contact_sheet
 from paella.labels import NULL, Labels, LabelsConfig
@@ -70,8 +70,8 @@ class LabelStage(TokenStage):
 
         return LabelMaps(open_data(config, seed), self.vqgan.config.f)  # type: ignore[arg-type]
 
-    def text_tokens(self) -> str:
-        return sha256(repr(self.label_names()).encode()).hexdigest()
+    def meanings(self) -> str:
+        return fingerprint(about=f"{super().meanings()} {self.label_names()}")
 
     def label_names(self) -> tuple[str, ...]:
         """Those of the scenes, or whatever the captions of a folder are."""

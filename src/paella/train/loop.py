@@ -77,9 +77,9 @@ class Stage(ABC):
         """Figures on held-out data, logged beside each preview."""
         return {}
 
-    def text_tokens(self) -> str:
-        """A digest of the BPE that captions are read by, where one is learned from the data before the first step, or
-        of the labels: weights that were trained with one are of no use with another, and no run is resumed so."""
+    def meanings(self) -> str:
+        """A digest of what gives a module's inputs and outputs their meaning and is not trained with it: the BPE that
+        captions are read by, labels, a predictor's VQGAN and CLIP. No run is resumed with another."""
         return ""
 
 
@@ -258,7 +258,7 @@ def train(stage: Stage, recipe: Recipe) -> Path:
     trainer = Trainer(stage, recipe)
     output = Path(recipe.output)
     output.mkdir(parents=True, exist_ok=True)
-    state = (stage.text_tokens(), trainer.plain, trainer.average, trainer.optimizers)
+    state = (stage.meanings(), trainer.plain, trainer.average, trainer.optimizers)
     checkpoint, model = output / CHECKPOINT, output / "model"
     if model.exists() and not checkpoint.exists():
         raise ValueError(
@@ -300,10 +300,12 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     with journal.uncounted(), trainer.averaged() as shipped, torch.no_grad():
                         journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
                 if saves:
+                    if writes and not last:  # first: a run that ends between the two can go on
+                        save_checkpoint(checkpoint, step, *state)
                     if writes:
                         with trainer.averaged() as shipped:
                             stage.save(shipped, model)  # so that a run can be tried at any time
-                        # last: a checkpoint of the last step says that the model is there too
+                    if writes and last:  # a checkpoint of the last step says that the model is there too
                         save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()
                 if stops:

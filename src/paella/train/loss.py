@@ -1,4 +1,4 @@
-"""The predictor's loss: cross-entropy with label smoothing (method.md section 2), at little cost on a CPU."""
+"""Losses: the predictor's, cross-entropy with label smoothing (method.md section 2) at little cost on a CPU; CLIP's."""
 
 from __future__ import annotations
 
@@ -44,3 +44,9 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         of_logits, ctx.gradient = ctx.gradient, None  # it is changed, so a second backward pass must not find it
         return of_logits.mul_(gradient[:, None]), None, None
+
+
+def contrastive(logits: Tensor, right: Tensor) -> Tensor:
+    """The mean over rows (B,n) of -log of the probability of all columns that are right, (B,n) bool: a caption that is
+    there twice is as right in both places."""
+    return (logits.logsumexp(1) - logits.masked_fill(~right, -torch.inf).logsumexp(1)).mean()

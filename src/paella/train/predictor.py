@@ -35,6 +35,7 @@ from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scenes
 from paella.evaluate.metrics import by_noise_level, mean_where
+from paella.fingerprint import fingerprint
 from paella.gpu import sent
 from paella.images import blanked, contact_sheet, moved
 from paella.method import method_of
@@ -162,6 +163,9 @@ class TokenStage(Stage):
     def open_data(self, config: DataConfig, seed: int) -> Any:
         return open_data(config, seed)
 
+    def meanings(self) -> str:
+        return fingerprint(self.vqgan.tokenizing_weights())
+
     def open_predictor(self, dim: int) -> Predictor:
         """The one to train, for embeddings of that size: a new one, or that of `init_from`."""
         start = self.recipe.init_from
@@ -195,6 +199,11 @@ class TokenStage(Stage):
             raise ValueError(
                 f"init_from: its predictor is not for this VQGAN of {sizes[0]} codes and embeddings of {dim}"
             )
+        asked = self.recipe.transformer or self.recipe.model
+        if self.recipe.transformer is not None and not isinstance(predictor, TransformerPredictor):
+            raise ValueError(f"transformer: init_from is to go on with, and {folder} has a U-Net")
+        if asked.mask_token and not predictor.config.mask_token:
+            raise ValueError(f"mask_token: init_from is to go on with, and {folder} has a predictor without one")
         if self.recipe.grow:
             if not isinstance(predictor, TokenPredictor):
                 raise ValueError("grow: is for U-Nets, and init_from is a Transformer")
@@ -279,6 +288,9 @@ class PredictorStage(TokenStage):
         scenes = open_data(replace(config, folder=None), seed)
         assert isinstance(scenes, Scenes)
         return Rehearsed(data, scenes, self.recipe.rehearse, seed)
+
+    def meanings(self) -> str:
+        return fingerprint(self.clip.weights(), about=super().meanings())
 
     def _trained_predictor(self, folder: str, dim: int) -> Predictor:
         predictor = super()._trained_predictor(folder, dim)
@@ -374,7 +386,10 @@ class PredictorStage(TokenStage):
     def preview(self, shipped: nn.Module) -> Image.Image:
         data = getattr(self.data, "folder", self.data)
         captions = [data.caption(i) for i in range(min(16, length(data) or 16))]
-        return contact_sheet(self.pipeline(shipped).generate(captions), captions)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "prompt: ")  # of captions that are cut: `warn_of_cut_captions` said so
+            pictures = self.pipeline(shipped).generate(captions)
+        return contact_sheet(pictures, captions)
 
 
 class EncodedStage(PredictorStage):

@@ -68,6 +68,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_shares(self, "optimizer.", "warmup", "final_rate")
+        _check(self, "optimizer.", learning_rate=0, weight_decay=0, full_rate_inputs=0)
+        if not self.clip > 0:
+            raise ValueError(f"optimizer.clip: must be above 0 (.inf = gradients as they are), not {self.clip}")
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Recipe:
     def __post_init__(self) -> None:
         least_one = ("steps", "batch_size", "accumulate", "average_every", "log_every", "preview_every")
         _check(self, "", seed=0, **dict.fromkeys(least_one, 1))
+        _check(self, "", checkpoint_minutes=0)
         check_shares(self, "", "ema")
         if self.log_every % self.average_every:
             raise ValueError(
@@ -111,7 +115,7 @@ class Recipe:
 
 def _check(record: Any, prefix: str, **least: int) -> None:
     for name, bound in least.items():
-        if getattr(record, name) < bound:
+        if not getattr(record, name) >= bound:  # as no number that is none is
             raise ValueError(f"{prefix}{name}: must be at least {bound}, not {getattr(record, name)}")
 
 
@@ -139,18 +143,17 @@ def _file(path: str | Path) -> Any:
 
 
 def _override(schema: type, override: str) -> Any:
-    """What `key=value` says: a number, but where the key is for a text that looks like one (output=2024_01_15)."""
+    """What `key=value` says: YAML, but where the key is for a text, which is taken as it is (output=2024_01_15)."""
     from omegaconf import OmegaConf
 
-    said = OmegaConf.from_dotlist([override])
-    key, _, text = override.partition("=")
+    key, text = (part.strip() for part in override.split("=", 1))
     wanted: Any = schema
-    value: Any = OmegaConf.to_container(said)  # and not `select`, which would look for what ${...} names
     for name in key.split("."):
         wanted = get_type_hints(wanted).get(name) if is_dataclass(wanted) else None
-        value = value.get(name) if isinstance(value, dict) else None
-    if wanted in (str, str | None) and isinstance(value, int | float):
-        OmegaConf.update(said, key, text.strip())
+    if wanted not in (str, str | None) or text in ("null", "~") or text[0] in "'\"" or "${" in text:
+        return OmegaConf.from_dotlist([override])
+    said = OmegaConf.create()
+    OmegaConf.update(said, key, text)
     return said
 
 

@@ -49,28 +49,28 @@ class Average:
 def save_checkpoint(
     path: Path,
     step: int,
-    text_tokens: str,
+    meanings: str,
     modules: dict[str, nn.Module],
     average: Average,
     optimizers: dict[str, Optimizer],
 ) -> None:
-    """Everything that a resumed run needs, in one file, written atomically. `text_tokens`: as of `Stage`."""
+    """Everything that a resumed run needs, in one file, written atomically. `meanings`: as of `Stage`."""
     tensors: dict[str, Tensor] = {f"average/{name}": value for name, value in average.tensors.items()}
     for part, module in modules.items():
         tensors |= {f"module/{part}/{name}": value for name, value in module.state_dict().items()}
         for name, parameter in module.named_parameters():
             state = optimizers[part].state.get(parameter, {})
             tensors |= {f"optimizer/{part}/{name}/{key}": value for key, value in state.items()}
-    write_tensors(tensors, path, metadata={"step": str(step), "text_tokens": text_tokens})
+    write_tensors(tensors, path, metadata={"step": str(step), "meanings": meanings})
 
 
 def load_checkpoint(
-    path: Path, text_tokens: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
+    path: Path, meanings: str, modules: dict[str, nn.Module], average: Average, optimizers: dict[str, Optimizer]
 ) -> int:
     """Restores what `save_checkpoint` wrote; returns the number of steps done.
 
     Raises:
-        ValueError: the checkpoint is damaged, or of another model, or of one with other labels or another BPE.
+        ValueError: the checkpoint is damaged, or of another model, or of one with other labels, VQGAN, CLIP or BPE.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -78,10 +78,10 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no __iter__)
     except SafetensorError as error:
         raise ValueError(f"checkpoint: {path} is damaged ({error}); use another output folder") from error
-    if (metadata.get("text_tokens") or text_tokens) != text_tokens:
+    if (metadata.get("meanings") or meanings) != meanings:
         raise ValueError(
-            f"checkpoint: the data of this recipe give other labels, or another text tokenizer (BPE), than the run of "
-            f"{path} began with; use another output folder, or the data that it had"
+            f"checkpoint: this recipe has another VQGAN or CLIP, or its data give other labels or another text "
+            f"tokenizer (BPE), than the run of {path} began with; use another output folder, or what it had"
         )
     try:
         for part, module in modules.items():

@@ -17,7 +17,7 @@ from paella.evaluate.metrics import codebook_usage, psnr
 from paella.images import contact_sheet, to_pictures
 from paella.processes import mean_of_all, place
 from paella.train.loop import Loss, Stage, train
-from paella.train.recipe import Recipe
+from paella.train.recipe import Recipe, check_shares
 from paella.vqgan import VQGAN, NearestQuantizer, VQGANConfig
 
 
@@ -35,6 +35,10 @@ class VQGANRecipe(Recipe):
     adversarial_from: int | None = None  # step at which it starts to count; None = never
     adversarial_weight: float = 0.5
     adaptive_limit: float = 1.0  # the adaptive weight (gradient norm ratio) is clamped to this
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shares(self, "", "codebook_decay", "plain_share")
 
 
 class Autoencoder(nn.Module):

@@ -23,8 +23,9 @@ from paella.data import open_data
 from paella.data.scenes import Scenes
 from paella.gpu import sent
 from paella.images import contact_sheet
-from paella.train.clip import tokenizer_digest, train_tokenizer, warn_of_cut
+from paella.train.clip import numbered, tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
+from paella.train.loss import contrastive
 from paella.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -101,14 +102,11 @@ class WordingsStage(Stage):
         text = self.modules["text"](sent(self.clip.tokenize(varied), self.device))
         target = self.targets(plain)
         logits = self.recipe.scale * text @ target.T
-        # a plain caption that is there twice is as right in both places
-        places = {caption: place for place, caption in enumerate(plain)}
-        own = sent(torch.tensor([places[caption] for caption in plain]), self.device)
-        same = own[:, None] == own
-        contrastive = (logits.logsumexp(1) - logits.masked_fill(~same, -torch.inf).logsumexp(1)).mean()
+        numbers = sent(numbered(plain), self.device)
+        told_apart = contrastive(logits, numbers[:, None] == numbers)
         read, meant = self.clip.whitened(text), self.clip.whitened(target)  # as predictors read them
         distance = (read - meant).square().mean() / self.variance
-        yield "text", contrastive + distance, {"contrastive": contrastive, "distance": distance}
+        yield "text", told_apart + distance, {"contrastive": told_apart, "distance": distance}
 
     @torch.no_grad()
     def targets(self, plain: Sequence[str]) -> Tensor:
@@ -132,7 +130,7 @@ class WordingsStage(Stage):
         pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(self.found(SHOWN))]
         return contact_sheet([blank] * len(pairs), pairs, columns=4)
 
-    def text_tokens(self) -> str:
+    def meanings(self) -> str:
         return tokenizer_digest(self.clip)
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
