@@ -182,7 +182,10 @@ def test_a_model_loaded_in_inference_mode_is_like_any_other(tiny_model: Any) -> 
     with torch.inference_mode():
         model = Paella.from_pretrained(tiny_model, device="cpu", dtype="float32")
     model.to(dtype=torch.bfloat16)
-    assert model.generate("a dog", steps=1) and not any(p.is_inference() for p in model.predictor.parameters())
+    assert model.generate("a dog", steps=1)
+    parts = (model.predictor, model.vqgan, model.clip.model)
+    tensors = [tensor for part in parts for tensor in (*part.parameters(), *part.buffers())]
+    assert not any(tensor.is_inference() for tensor in (*tensors, *model.clip.weights().values()))
 
 
 def test_pictures_to_reconstruct_have_one_size_that_the_tokenizer_divides(tiny: Paella) -> None:

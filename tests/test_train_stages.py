@@ -367,6 +367,8 @@ def test_the_contrastive_loss_is_the_cross_entropy_but_for_captions_that_are_the
     p = logits.softmax(1)
     expected = -torch.stack([p[0, :2].sum(), p[1, :2].sum(), *p.diagonal()[2:]]).log().mean()
     assert contrastive(logits, right).item() == pytest.approx(expected.item())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert contrastive(logits, right).dtype == torch.float32
 
 
 def test_a_caption_of_several_pictures_is_right_for_each(tiny_model: Path) -> None:
@@ -448,7 +450,10 @@ def test_a_run_is_not_resumed_with_another_vqgan_or_clip(part: str, tiny_model: 
 
 @pytest.mark.parametrize(
     ("entry", "words"),
-    [("transformer.width=32", "transformer: .* has a U-Net"), ("model.mask_token=true", "mask_token: .* without one")],
+    [
+        ("transformer.width=32", "transformer: .* has a U-Net"),
+        ("model.mask_token=true", r"model\.mask_token: .* without one"),
+    ],
 )
 def test_a_start_of_another_kind_than_the_recipe_asks_for_is_refused(entry: str, words: str, tiny_model: Path) -> None:
     with pytest.raises(ValueError, match=words):

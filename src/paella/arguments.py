@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any, SupportsFloat
 
+SEEDS = 2**63  # that there are, from 0 on
+
 
 def warn(message: str) -> None:
     """Warns of the line that called this library, however deep in it the cause was found."""
@@ -118,6 +120,6 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
         seeds = [whole(0 if seed is None else seed, "seed") + i for i in range(count)]
     if len(seeds) != count:
         raise ValueError(f"seed: must be one, or one for each of the {count} pictures, not {len(seeds)}")
-    if outside := [one for one in seeds if not 0 <= one < 2**63]:
+    if outside := [one for one in seeds if not 0 <= one < SEEDS]:
         raise ValueError(f"seed: must be in 0 ... 2^63 - 1 for each picture, not {outside[0]}")
     return seeds

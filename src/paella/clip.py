@@ -167,6 +167,7 @@ class Clip:
         write_json(settings, folder / "preprocessor_config.json")
 
     @classmethod
+    @torch.inference_mode(False)  # whose tensors can never be changed or learn
     def load(cls, folder: str | Path) -> Clip:
         """The model of a folder in transformers' format (or of a hub id), float32.
 

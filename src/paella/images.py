@@ -61,6 +61,8 @@ def _as_image(picture: Picture, name: str) -> Image.Image:
         raise ValueError(f"{name}: must be a PIL image, an array or a file, not {type(picture).__name__}")
     try:
         picture.load()  # one that was opened, and not read yet
+    except MemoryError:
+        raise
     except Exception as error:  # of damaged pictures, Pillow raises nearly anything
         raise ValueError(f"{name}: cannot be read; it is closed, or not a whole picture") from error
     if min(picture.size) < 1:
@@ -77,6 +79,8 @@ def read_picture(file: str | Path, name: str = "image") -> Image.Image:
     try:
         with Image.open(file) as picture:
             picture.load()
+    except MemoryError:
+        raise
     except Exception as error:  # of damaged pictures, Pillow raises nearly anything
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a whole picture"
         raise ValueError(f"{name}: cannot read {file}: {reason}") from error

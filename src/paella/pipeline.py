@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from paella import edits
-from paella.arguments import fraction, per_picture, placed, prompt_list, seeds_of, whole, words
+from paella.arguments import SEEDS, fraction, per_picture, placed, prompt_list, seeds_of, whole, words
 from paella.canvas import Canvas
 from paella.engine import Cancelled, Engine, Interrupted, OnStep, Options
 from paella.images import (
@@ -310,7 +310,7 @@ class Paella(Engine):
         tokens = self._encode(padded_to_multiple(picture, self.vqgan.config.f))
         seeds = seeds_of(options.get("seed"), len(prompts))
         # of its own stream, so that at strength 1 the rest is what plain generation draws
-        streams = [torch.Generator().manual_seed(2**63 + seed) for seed in seeds]
+        streams = [torch.Generator().manual_seed(SEEDS + seed) for seed in seeds]
         shape = tokens.shape[1:]
         uniform = torch.stack([torch.rand(shape, generator=g, dtype=torch.float32, device="cpu") for g in streams])
         condition = self._embed(prompts)[:, :, None, None]

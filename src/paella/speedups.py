@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
-from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -119,10 +118,10 @@ def quantize_int8(predictor: nn.Module) -> None:
 
 
 class Compiled:
-    """A method of tensors, compiled at the first call of each size. Its object is not kept alive."""
+    """A method of tensors, compiled at the first call of each size."""
 
     def __init__(self, method: Callable[..., Tensor], how: dict[str, Any]) -> None:
-        self.method, self.how = WeakMethod(method), how
+        self.method, self.how = method, how
         self.compiled = torch.compile(method, dynamic=False, **how)
 
     def __call__(self, *inputs: Tensor) -> Tensor:
@@ -130,7 +129,7 @@ class Compiled:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies of the object compile their own method: what is compiled knows the weights that it was made for."""
-        return Compiled, (self.method(), self.how)
+        return Compiled, (self.method, self.how)
 
 
 def compile_steps(predictor: nn.Module) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -54,8 +53,10 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, beside: bool
         try:
             with partial.open("wb") as file:
                 write(file)
-            path = _claimed(path) if beside else path
-            os.replace(partial, path)
+            if beside:
+                path = _moved_beside(partial, path)
+            else:
+                os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
@@ -63,11 +64,19 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object], *, beside: bool
     return path
 
 
-def _claimed(path: Path) -> Path:
-    """An empty file of that name, or of the first of fox-2.png, fox-3.png, … that is free."""
+def _moved_beside(partial: Path, path: Path) -> Path:
+    """Gives the file that name, or the first of fox-2.png, fox-3.png, … that is free, and returns it."""
     for one in _numbered(path):
-        with suppress(FileExistsError), one.open("xb"):
-            return one
+        try:
+            one.open("xb").close()  # it is ours
+        except FileExistsError:
+            continue
+        try:
+            os.replace(partial, one)
+        except BaseException:
+            one.unlink()
+            raise
+        return one
     raise AssertionError("there is always another number")
 
 

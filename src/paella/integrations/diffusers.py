@@ -16,10 +16,9 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 from torch import Tensor
 
+from paella.arguments import SEEDS
 from paella.images import Picture, to_tensor
 from paella.pipeline import Paella
-
-SEEDS = 2**63  # of `Paella`, from 0 on
 
 # (pipeline, step from 0, steps left, {"latents": tokens (B,h,w)}) -> None or a dict that leaves the tokens alone
 OnStepEnd = Callable[["PaellaPipeline", int, int, dict[str, Any]], Mapping[str, Any] | None]

@@ -48,5 +48,6 @@ class SmoothedCrossEntropy(torch.autograd.Function):
 
 def contrastive(logits: Tensor, right: Tensor) -> Tensor:
     """The mean over rows (B,n) of -log of the probability of all columns that are right, (B,n) bool: a caption that is
-    there twice is as right in both places."""
+    there twice is as right in both places. In float32: autocast on a CPU would leave it in bfloat16."""
+    logits = logits.float()
     return (logits.logsumexp(1) - logits.masked_fill(~right, -torch.inf).logsumexp(1)).mean()

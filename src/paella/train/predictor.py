@@ -199,11 +199,11 @@ class TokenStage(Stage):
             raise ValueError(
                 f"init_from: its predictor is not for this VQGAN of {sizes[0]} codes and embeddings of {dim}"
             )
-        asked = self.recipe.transformer or self.recipe.model
-        if self.recipe.transformer is not None and not isinstance(predictor, TransformerPredictor):
+        key = "model" if self.recipe.transformer is None else "transformer"
+        if key == "transformer" and not isinstance(predictor, TransformerPredictor):
             raise ValueError(f"transformer: init_from is to go on with, and {folder} has a U-Net")
-        if asked.mask_token and not predictor.config.mask_token:
-            raise ValueError(f"mask_token: init_from is to go on with, and {folder} has a predictor without one")
+        if getattr(self.recipe, key).mask_token and not predictor.config.mask_token:
+            raise ValueError(f"{key}.mask_token: init_from is to go on with, and {folder} has a predictor without one")
         if self.recipe.grow:
             if not isinstance(predictor, TokenPredictor):
                 raise ValueError("grow: is for U-Nets, and init_from is a Transformer")
