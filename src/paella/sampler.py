@@ -72,7 +72,7 @@ class SamplerSettings:
             raise ValueError(f"typical_mass: must be above 0 and at most 1, not {self.typical_mass}")
         if not LOWEST_TEMPERATURE <= self.temperature < math.inf:
             raise ValueError(
-                f"temperature: must be a finite number of at least {LOWEST_TEMPERATURE}, not {self.temperature}"
+                f"temperature: must be a finite number above 0 ({LOWEST_TEMPERATURE} at least), not {self.temperature}"
             )
         if self.renoise not in RENOISE_SOURCES:
             raise ValueError(f"renoise: must be one of {', '.join(RENOISE_SOURCES)}, not {self.renoise!r}")
