@@ -300,13 +300,13 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     with journal.uncounted(), trainer.averaged() as shipped, torch.no_grad():
                         journal.show(step, stage.preview(shipped), stage.evaluate(shipped))
                 if saves:
-                    if writes and not last:  # first: a run that ends between the two can go on
-                        save_checkpoint(checkpoint, step, *state)
                     if writes:
+                        if not last:  # first: a run that breaks off between the two can go on
+                            save_checkpoint(checkpoint, step, *state)
                         with trainer.averaged() as shipped:
                             stage.save(shipped, model)  # so that a run can be tried at any time
-                    if writes and last:  # a checkpoint of the last step says that the model is there too
-                        save_checkpoint(checkpoint, step, *state)
+                        if last:  # then it says that the model is there too
+                            save_checkpoint(checkpoint, step, *state)
                     saved = time.monotonic()
                 if stops:
                     trainer.accelerator.wait_for_everyone()  # who starts them may end all when the first has ended

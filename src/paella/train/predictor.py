@@ -30,7 +30,7 @@ from paella.checkpoint import (
 )
 from paella.clip import Clip
 from paella.data import collate, length, open_data
-from paella.data.encoded import Embeddings, Encoded
+from paella.data.encoded import Embeddings, Encoded, fingerprints
 from paella.data.folder import Folder
 from paella.data.rehearsed import Rehearsed
 from paella.data.scenes import Scenes
@@ -290,7 +290,7 @@ class PredictorStage(TokenStage):
         return Rehearsed(data, scenes, self.recipe.rehearse, seed)
 
     def meanings(self) -> str:
-        return fingerprint(self.clip.weights(), about=super().meanings())
+        return " ".join(fingerprints(self.vqgan, self.clip).values())
 
     def _trained_predictor(self, folder: str, dim: int) -> Predictor:
         predictor = super()._trained_predictor(folder, dim)

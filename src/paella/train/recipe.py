@@ -97,8 +97,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least_one = ("steps", "batch_size", "accumulate", "average_every", "log_every", "preview_every")
-        _check(self, "", seed=0, **dict.fromkeys(least_one, 1))
-        _check(self, "", checkpoint_minutes=0)
+        _check(self, "", seed=0, checkpoint_minutes=0, **dict.fromkeys(least_one, 1))
         check_shares(self, "", "ema")
         if self.log_every % self.average_every:
             raise ValueError(
