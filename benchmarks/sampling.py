@@ -12,7 +12,7 @@
 what trained ones do; its embedding of the text is given, so CLIP is not part of it. Each row is measured in a process
 of its own. Columns:
 
-    filter and draw    their share of a sampling step (`sampler.draw_typical`); the rest is nearly all the predictor
+    filter and draw    their share of the sampling steps (`sampler.draw_typical`); the rest is nearly all the predictor
     peak               of the process, or of the GPU's memory; and how much of it came after the model was built
 """
 
@@ -73,8 +73,9 @@ def drawing(model: Paella, size: int, batch: int) -> float:
 
 
 def filtering(model: Paella, size: int, batch: int) -> float:
-    """The share of the filter and the draw in a step, in a generation that waits for a GPU before and after each."""
-    ends: list[tuple[int, float]] = []  # of each step, with its number
+    """The share of the filter and the draw in all steps but the first, which differ in how many tokens they draw; of a
+    generation that waits for a GPU before and after each."""
+    ends: list[tuple[int, float, float]] = []  # of each step: its number, the time, and the seconds of all draws so far
     draws: list[float] = []
 
     def drawn(*args: Any) -> Tensor:
@@ -84,12 +85,12 @@ def filtering(model: Paella, size: int, batch: int) -> float:
         return tokens
 
     def on_step(step: int, steps: int, tokens: Tensor) -> None:
-        ends.append((step, now(model.device)))
+        ends.append((step, now(model.device), sum(draws)))
 
     with patch("paella.sampler.draw_typical", drawn):
         model.generate(PROMPT, batch, size=size, on_step=on_step)
-    steps = [after - before for (_, before), (step, after) in pairwise(ends) if step > 1]
-    return median(draws) / median(steps)
+    steps = [(end - start, after - before) for (_, start, before), (step, end, after) in pairwise(ends) if step > 1]
+    return sum(drawing for _, drawing in steps) / sum(step for step, _ in steps)
 
 
 def main() -> None:

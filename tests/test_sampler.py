@@ -218,7 +218,31 @@ def test_each_position_is_drawn_from_its_typical_tokens_whether_they_are_one_or_
     one = keep.sum(1) == 1
     assert min_tokens > 1 or 0.2 < one.float().mean() < 0.8
     expected = draw((rows.masked_fill(~keep, -torch.inf) / 0.7).softmax(-1), uniform.flatten()).view(2, 9, 7)
-    assert torch.equal(draw_typical(logits, settings, uniform), expected)
+    wanted = torch.rand(2, 9, 7, generator=g) < 0.7
+    assert torch.equal(draw_typical(logits, settings, uniform, wanted)[wanted], expected[wanted])
+    assert torch.equal(draw_typical(logits, settings, uniform, torch.ones_like(wanted)), expected)
+
+
+@pytest.mark.parametrize(("renoise_at", "most"), [("random", 0.05), ("unsure", 1.0)])
+def test_tokens_that_become_noise_are_not_drawn_where_that_is_known_before(
+    renoise_at: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first of eight steps 2 % of all tokens stay, after the last all; frozen ones are never drawn."""
+    wanted: list[Tensor] = []
+
+    def drawn(logits: Tensor, settings: SamplerSettings, uniform: Tensor, where: Tensor) -> Tensor:
+        wanted.append(where)
+        return draw_typical(logits, settings, uniform, where)
+
+    monkeypatch.setattr("paella.sampler.draw_typical", drawn)
+    canvas = a_canvas(0, height=40, width=40)
+    canvas.frozen[:, :10] = True
+    outputs = run(always(7), canvas, replace(PLAIN, steps=8, renoise_at=renoise_at), 0)
+    assert all(not where[canvas.frozen].any() for where in wanted)
+    shares = [where[~canvas.frozen].float().mean().item() for where in wanted]
+    assert 0 < shares[0] <= most and shares[-1] == 1
+    stays = [(tokens == 7)[where].float().mean().item() for where, tokens in zip(wanted, outputs, strict=True)]
+    assert stays[-1] == 1 and (renoise_at == "unsure" or min(stays) == 1)
 
 
 def test_min_tokens_reach_the_filter() -> None:

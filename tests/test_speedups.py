@@ -14,7 +14,7 @@ from torch import nn
 
 from paella import Paella
 from paella.baselines.transformer import TransformerPredictor
-from paella.speedups import Int8Linear, compile_steps, quantize_int8
+from paella.speedups import Int8Linear, Int8Pointwise, compile_steps, quantize_int8
 from paella.unet import TokenPredictor, UNetConfig
 
 CONFIG = UNetConfig(num_labels=20, c_hidden=64, c_clip=6, c_r=5, down_levels=(1, 1), up_levels=(1, 1))
@@ -39,6 +39,17 @@ def test_a_layer_in_8_bits_takes_zeros_and_one_sign() -> None:
     linear = randomised(lambda: nn.Linear(32, 8))
     for x in (torch.zeros(3, 32), torch.rand(3, 32) + 1, -torch.rand(3, 32) - 1):
         assert relative_error(Int8Linear.of(linear, gelu=False)(x), linear(x)) < 0.02
+
+
+@needs_vnni
+def test_both_layers_of_a_block_say_what_one_after_the_other_says_and_leave_what_goes_in() -> None:
+    first, last = randomised(lambda: nn.Linear(48, 192)), randomised(lambda: nn.Linear(192, 48))
+    pair = Int8Pointwise(Int8Linear.of(first, gelu=True), Int8Linear.of(last, gelu=False))
+    x = torch.randn(2, 3, 5, 48, generator=torch.Generator().manual_seed(0))
+    given = x.clone()
+    assert torch.equal(pair(given), pair[1](pair[0](x))) and torch.equal(given, x)
+    assert relative_error(pair(x), last(nn.functional.gelu(first(x)))) < 0.03
+    assert pair(x.bfloat16()).dtype == torch.bfloat16
 
 
 @needs_vnni

@@ -55,10 +55,10 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     places = run.height * run.width
     pixels = places * vqgan.config.f**2
     batch = 2 if run.guided else 1
-    codes, size = predictor.clf.out_channels, predictor.clf.weight.element_size()
+    codes, size = predictor.config.num_labels, predictor.clf.weight.element_size()
     on_gpu = predictor.clf.weight.device.type != "cpu"
     # a block: 4 around its skip, 4 + 4 hidden ones (of large grids on a CPU fewer at a time), its output
-    network = batch * 13 * predictor.clf.in_channels * size
+    network = batch * 13 * predictor.embedding.embedding_dim * size
     logits = max(
         (3 if run.guided else 1) * codes * size,  # guidance: two logits, and what becomes of them
         codes * (size + (FILTER if on_gpu else 0)),  # a CPU filters few rows at a time
@@ -72,7 +72,7 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     if run.regions:
         d = predictor.config.c_clip
         blocks = [block for block in predictor.modules() if isinstance(block, ResBlock)]
-        modulation = predictor.clf.in_channels + sum(block.cond_mapper.out_features for block in blocks)
+        modulation = predictor.embedding.embedding_dim + sum(block.cond_mapper.out_features for block in blocks)
         kept += pixels * run.regions * 3 * FLOAT  # soft masks
         # twice: the embeddings as float64, the modulations of each block and of all
         embedded = run.count * d + at_once * batch * 2 * (d + modulation)

@@ -25,6 +25,11 @@ def level(t: Tensor) -> Tensor:
     return cosine(t).clamp(0, 1)
 
 
+def becomes_noise(t: Tensor, uniform: Tensor) -> Tensor:
+    """m ~ Bernoulli(s(t)): (B,h,w) bool, for t (B,) in [0, 1] and uniform random numbers (B,h,w) in [0, 1)."""
+    return uniform < level(t)[:, None, None]
+
+
 def add_noise(tokens: Tensor, t: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
     """Each token becomes its noise token with probability s(t) (method.md section 2: ū = m·n + (1-m)·u).
 
@@ -32,9 +37,9 @@ def add_noise(tokens: Tensor, t: Tensor, noise: Tensor, uniform: Tensor) -> Tens
         tokens: (B,h,w) int64, the clean tokens u.
         t: (B,) in [0, 1].
         noise: (B,h,w) int64, the noise tokens n.
-        uniform: (B,h,w) in [0, 1), uniform random numbers that decide m ~ Bernoulli(s(t)).
+        uniform: (B,h,w) in [0, 1), uniform random numbers that decide m.
     """
-    return torch.where(uniform < level(t)[:, None, None], noise, tokens)
+    return torch.where(becomes_noise(t, uniform), noise, tokens)
 
 
 # Where the noise of a renoising step comes from: (initial tokens u_T, tokens that entered the step, a function that

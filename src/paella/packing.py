@@ -117,6 +117,24 @@ class PackedLinear(Packed):
         return F.gelu(y) if self.gelu else y
 
 
+class PackedPointwise(Packed):
+    """(B,C,h,w) -> (B,C',h,w), channels last.
+
+    Args:
+        layer: an `nn.Conv2d` of kernel 1: as a product over channels oneDNN computes it in half the time.
+    """
+
+    def pack(self, weight: Tensor) -> Tensor:
+        return torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
+
+    def unpack(self) -> Tensor:
+        return super().unpack()[:, :, None, None]
+
+    def product(self, x: Tensor) -> Tensor:
+        y = torch.ops.mkldnn._linear_pointwise(x.permute(0, 2, 3, 1), self.weight, self.bias, *NO_ACTIVATION)
+        return y.permute(0, 3, 1, 2)
+
+
 class PackedConv2d(Packed):
     """(B,C,h,w) -> (B,C',h',w').
 
@@ -165,7 +183,10 @@ def pack(predictor: nn.Module) -> None:
         return
     for parent in list(predictor.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
+            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+                if weight.dtype == torch.bfloat16:
+                    setattr(parent, name, PackedPointwise(layer))
+            elif isinstance(layer, nn.Conv2d):
                 setattr(parent, name, PackedConv2d(layer))
             elif isinstance(layer, nn.ConvTranspose2d):
                 setattr(parent, name, PackedConvTranspose2d(layer))

@@ -14,28 +14,22 @@ from torch import Tensor
 from paella.canvas import Canvas
 from paella.gpu import sent, triton_works
 from paella.logits import certain, confidence, draw, guide, typical_weights
-from paella.noise import RENOISE_SOURCES, add_noise
+from paella.noise import RENOISE_SOURCES, add_noise, becomes_noise
 
 FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
 
 
-def anywhere(logits: Tensor, drawn: Tensor, frozen: Tensor, t: float, uniform: Tensor) -> Tensor:
-    """Each token becomes noise by chance alone: the paper's choice."""
-    return uniform
+RENOISE_PLACES = ("random", "unsure")  # where noise is put between two steps
 
 
 def least_sure(logits: Tensor, drawn: Tensor, frozen: Tensor, t: float, uniform: Tensor) -> Tensor:
-    """Of the tokens that are not frozen, those become noise first that the predictor is least sure of."""
+    """Numbers (B,h,w) in [0, 1) by which those of the tokens drawn, frozen ones aside, become noise first that the
+    predictor is least sure of; the arguments are those of `confidence`."""
     sure = confidence(logits, drawn, t, uniform).masked_fill(frozen, torch.inf).flatten(1)
     ranks = sure.argsort(dim=1, stable=True).argsort(dim=1)
     return (ranks / (~frozen).flatten(1).sum(1, keepdim=True)).view_as(uniform)
-
-
-# Where noise is put between two steps: (logits (B,N,h,w), the tokens drawn from them (B,h,w), frozen (B,h,w) bool, the
-# next t, uniform random numbers (B,h,w)) -> numbers (B,h,w); the tokens of those below s(t) become noise.
-RENOISE_PLACES = {"random": anywhere, "unsure": least_sure}
 
 
 LOWEST_TEMPERATURE = 1e-30  # log-probabilities divided by less would leave float32
@@ -124,8 +118,17 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
     )
 
 
-def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
-    """One token for each position, out of its locally typical ones: logits (B,N,h,w), uniform (B,h,w) -> (B,h,w)."""
+def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor, wanted: Tensor) -> Tensor:
+    """One token for each position that is wanted, out of its locally typical ones; of others, any.
+
+    Args:
+        logits: (B,N,h,w).
+        uniform: (B,h,w) in [0, 1).
+        wanted: (B,h,w) bool.
+
+    Returns:
+        (B,h,w) int64.
+    """
     rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
     if rows.device.type == "cuda" and triton_works(rows.device):
         from paella.kernels import drawn_typical  # as `_drawn`, but for rounding, without sorting all
@@ -134,8 +137,10 @@ def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor) -> 
         return tokens.view_as(uniform)
     if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
         return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
-    parts = zip(*(grid.split(max(FILTERED_AT_ONCE // rows.shape[1], 1)) for grid in (rows, numbers)), strict=True)
-    return torch.cat([_drawn_where_open(part, settings, own) for part, own in parts]).view_as(uniform)
+    tokens = torch.zeros(len(rows), dtype=torch.int64)
+    for places in wanted.flatten().nonzero()[:, 0].split(max(FILTERED_AT_ONCE // rows.shape[1], 1)):
+        tokens[places] = _drawn_where_open(rows[places], settings, numbers[places])
+    return tokens.view_as(uniform)
 
 
 def _drawn(log_p: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
@@ -167,17 +172,25 @@ def sample(
     if canvas.start == 0:
         return
     uniform = partial(uniform_numbers, generators, tokens)
-    renoise_source, renoise_places = RENOISE_SOURCES[settings.renoise], RENOISE_PLACES[settings.renoise_at]
+    renoise_source = RENOISE_SOURCES[settings.renoise]
+
+    def everywhere(t: float) -> Tensor:
+        return tokens.new_full((len(tokens),), t, dtype=torch.float32)
+
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
-        logits = denoise(tokens, tokens.new_full((len(tokens),), t, dtype=torch.float32))
-        codes = logits.shape[1]
-        drawn = torch.where(canvas.frozen, canvas.tokens, draw_typical(logits, settings, uniform()))
-        if t_next > 0:
-            noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
-            places = renoise_places(logits, drawn, canvas.frozen, t_next, uniform())
-            next_times = tokens.new_full((len(tokens),), t_next, dtype=torch.float32)
-            noisy = add_noise(drawn, next_times, noise, places)
-            drawn = torch.where(canvas.frozen, canvas.tokens, noisy)
-        tokens = drawn
+        logits = denoise(tokens, everywhere(t))
+        codes, free = logits.shape[1], ~canvas.frozen
+        draw_where = partial(draw_typical, logits, settings, uniform())
+        if t_next == 0:
+            yield torch.where(free, draw_where(free), canvas.tokens)
+            return
+        noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
+        order = uniform()
+        if settings.renoise_at == "random":  # it is known already which tokens stay: others need not be drawn
+            drawn = draw_where(free & ~becomes_noise(everywhere(t_next), order))
+        else:
+            drawn = draw_where(free)
+            order = least_sure(logits, drawn, canvas.frozen, t_next, order)
+        tokens = torch.where(free, add_noise(drawn, everywhere(t_next), noise, order), canvas.tokens)
         yield tokens
