@@ -30,7 +30,6 @@ from paella.train.loss import SmoothedCrossEntropy, contrastive
 from paella.train.predictor import EncodedStage, PredictorRecipe, PredictorStage, clean_regions
 from paella.train.recipe import load_recipe
 from paella.train.vqgan import reconstruction_figures
-from paella.train.wordings import retokenized
 from paella.unet import TokenPredictor
 from paella.vqgan import VQGAN, VQGANConfig
 
@@ -390,33 +389,6 @@ def test_text_only_leaves_the_pictures_embeddings_as_they_are(tiny_model: Path) 
         make_stage("clip", tiny_model, "text_only=true")
 
 
-def test_other_wordings_come_to_mean_what_the_plain_one_means(tiny_model: Path, tmp_path: Path) -> None:
-    more = ("steps=80", "batch_size=16", "preview_every=80", "optimizer.learning_rate=2e-3")
-    train("wordings", tiny_model, tmp_path, *more, "data.objects=[fox,pear]", "scale=50")
-    distances = [row["distance"] for row in rows(tmp_path) if "distance" in row]
-    assert np.mean(distances[-10:]) < 0.6 * np.mean(distances[:3])
-    before, after = (Clip.load(folder / "clip") for folder in (tiny_model, tmp_path / "model"))
-    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(before.embed_images(pixels), after.embed_images(pixels))
-    words = ["A fox, it is"]
-    assert not torch.equal(before.embed_text(words), after.embed_text(words))
-
-
-def test_another_tokenizer_begins_with_the_meanings_that_the_given_one_knew(tiny_model: Path, tmp_path: Path) -> None:
-    given = Clip.load(tiny_model / "clip")
-    same = retokenized(given, given.tokenizer, given.context + 5)
-    words = ["a fox on a red background", "a pear"]
-    assert torch.equal(given.embed_text(words), same.embed_text(words))
-    assert same.context == given.context + 5
-
-    run = train("wordings", tiny_model, tmp_path, "steps=1", "preview_every=1", "vocabulary=500", "context=77")
-    after = Clip.load(run / "model" / "clip")
-    assert after.context == 77 and len(after.tokenizer) == 500 != len(given.tokenizer)
-    assert len(after.tokenizer("여우")["input_ids"]) < len(given.tokenizer("여우")["input_ids"])
-    pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(given.embed_images(pixels), after.embed_images(pixels))
-
-
 def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Path, tmp_path: Path) -> None:
     more = [f"data.folder={pictures}", "rehearse=0.5", f"init_from={tiny_model}"]
     run = train("predictor", tiny_model, tmp_path, "steps=2", "preview_every=2", *more)
@@ -424,13 +396,6 @@ def test_own_pictures_are_rehearsed_among_scenes(tiny_model: Path, pictures: Pat
     assert (run / "preview" / "0000002.png").is_file()
     with pytest.raises(ValueError, match=r"rehearse: goes with data\.folder"):
         make_stage("predictor", tiny_model, "rehearse=0.5")
-
-
-def test_a_run_is_not_resumed_with_another_tokenizer(tiny_model: Path, tmp_path: Path) -> None:
-    entries = ("steps=1", "preview_every=1", "vocabulary=400")
-    train("wordings", tiny_model, tmp_path, *entries)
-    with pytest.raises(ValueError, match="another text tokenizer"):
-        train("wordings", tiny_model, tmp_path, *entries, "data.shares=[0,0,0,0,1]")
 
 
 @pytest.mark.parametrize("part", ["vqgan", "clip"])
@@ -465,16 +430,6 @@ def test_a_run_is_not_resumed_with_other_labels(tiny_model: Path, tmp_path: Path
     train("labels", tiny_model, tmp_path, *entries, "data.objects=[fox,key]")
     with pytest.raises(ValueError, match="other labels"):
         train("labels", tiny_model, tmp_path, *entries, "data.objects=[key,fox]")
-
-
-def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> None:
-    with pytest.raises(ValueError, match="init_from: must be a model"):
-        make_stage("wordings", tiny_model, "init_from=null")
-    for key, least in (("vocabulary", 258), ("context", 3)):
-        with pytest.raises(ValueError, match=f"{key}: must be at least {least}, not 2"):
-            make_stage("wordings", tiny_model, f"{key}=2")
-    with pytest.raises(ValueError, match=r"data\.folder: other words"):
-        make_stage("wordings", tiny_model, f"data.folder={pictures}")
 
 
 @pytest.mark.parametrize("kind", ["clip", "predictor"])

@@ -1,7 +1,7 @@
 """Teaches CLIP's text tower other words, orders and languages: each caption to mean what the plain one means.
 
-No picture is needed, and none is drawn: the targets are the embeddings that the tower itself gave to plain captions
-before it learned. Pictures keep their embeddings, and so does the space that a predictor reads.
+No picture is needed, and none is drawn: the targets are the embeddings that the tower itself, or an earlier one, gave
+to plain captions before it learned. Pictures keep their embeddings, and so does the space that a predictor reads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from paella.images import contact_sheet
 from paella.train.clip import numbered, tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.loss import contrastive
-from paella.train.recipe import Recipe
+from paella.train.recipe import Recipe, check_shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -41,22 +41,27 @@ class WordingsRecipe(Recipe):
     vocabulary: int | None = None  # of a new BPE, learned from the varied captions; None = the tokenizer stays
     context: int | None = None  # the longest text that the new tower reads, in tokens; None = as long as before
     scale: float = 20.0  # of the logits: how near a caption must be to its own plain one rather than to another
+    teacher: str | None = None  # the model whose CLIP gives the targets; None = that of init_from
+    rehearse: float = 0.0  # how often a plain caption is to be read itself, so that it stays where it was
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_shares(self, "", "rehearse")
         for key, value, least in (("vocabulary", self.vocabulary, 258), ("context", self.context, 3)):
             if value is not None and value < least:  # 256 bytes, start and end; and one token between these
                 raise ValueError(f"{key}: must be at least {least}, not {value}")
 
 
 class Reworded:
-    """The data set: `[index]` is a scene's (varied caption, plain caption that says the same)."""
+    """The data set: `[index]` is a scene's (varied caption, plain caption that says the same); of a share of the
+    indices, evenly spread, it is the plain one twice."""
 
-    def __init__(self, scenes: Scenes) -> None:
-        self.scenes = scenes
+    def __init__(self, scenes: Scenes, rehearse: float) -> None:
+        self.scenes, self.rehearse = scenes, rehearse
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        return self.scenes.wordings(index)
+        varied, plain = self.scenes.wordings(index)
+        return (plain if index * self.rehearse % 1 < self.rehearse else varied), plain
 
 
 class TextTower(nn.Module):
@@ -82,8 +87,12 @@ class WordingsStage(Stage):
         if recipe.init_from is None:
             raise ValueError("init_from: must be a model whose CLIP is to learn other words")
         with about_argument("init_from"):
-            self.clip, self.teacher = (Clip.load(model_folder(recipe.init_from) / "clip") for _ in range(2))
-        self.data = Reworded(scenes)
+            self.clip = Clip.load(model_folder(recipe.init_from) / "clip")
+        with about_argument("teacher"):
+            self.teacher = Clip.load(model_folder(recipe.teacher or recipe.init_from) / "clip")
+        if self.teacher.dim != self.clip.dim:
+            raise ValueError(f"teacher: must have embeddings of {self.clip.dim} numbers, not {self.teacher.dim}")
+        self.data = Reworded(scenes, recipe.rehearse)
         if recipe.vocabulary is not None:
             captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
             self.clip = retokenized(self.clip, train_tokenizer(captions, recipe.vocabulary), self.clip.context)
