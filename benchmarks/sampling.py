@@ -73,8 +73,8 @@ def drawing(model: Paella, size: int, batch: int) -> float:
 
 
 def filtering(model: Paella, size: int, batch: int) -> float:
-    """The share of the filter and the draw in all steps but the first, which differ in how many tokens they draw; of a
-    generation that waits for a GPU before and after each."""
+    """The share of the filter and the draw in all steps, which differ in how many tokens they draw and in nothing else;
+    of a generation that waits for a GPU before and after each. When the first step began is not known."""
     ends: list[tuple[int, float, float]] = []  # of each step: its number, the time, and the seconds of all draws so far
     draws: list[float] = []
 
@@ -89,8 +89,8 @@ def filtering(model: Paella, size: int, batch: int) -> float:
 
     with patch("paella.sampler.draw_typical", drawn):
         model.generate(PROMPT, batch, size=size, on_step=on_step)
-    steps = [(end - start, after - before) for (_, start, before), (step, end, after) in pairwise(ends) if step > 1]
-    return sum(drawing for _, drawing in steps) / sum(step for step, _ in steps)
+    rest = [(end - start) - (after - before) for (_, start, before), (step, end, after) in pairwise(ends) if step > 1]
+    return sum(draws) / (sum(draws) + len(ends) * median(rest))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -79,6 +80,14 @@ def test_a_packed_layer_passes_gradients_on(kind: str) -> None:
         gradients.append(torch.autograd.grad(it(x).sin().sum(), (it.bias,)))  # where no gradient comes in
     torch.testing.assert_close(gradients[0], gradients[2])
     torch.testing.assert_close(gradients[1], gradients[3])
+
+
+@needs_bfloat16
+def test_a_depthwise_convolution_of_one_place_is_no_product_over_channels() -> None:
+    plain, packed = (randomised(lambda: TokenPredictor(replace(CONFIG, kernels=(1, 3)))).bfloat16() for _ in range(2))
+    pack(packed)
+    with torch.no_grad():
+        assert relative_error(packed(*inputs(8, 8)), plain(*inputs(8, 8))) < 0.02
 
 
 @needs_bfloat16

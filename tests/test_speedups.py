@@ -42,6 +42,17 @@ def test_a_layer_in_8_bits_takes_zeros_and_one_sign() -> None:
 
 
 @needs_vnni
+@pytest.mark.parametrize(("low", "high"), [(-1.625, 4.875), (-1.9921875, 0.6640625), (-3.158219814, 2.393252849)])
+def test_the_least_and_the_greatest_number_keep_their_places_where_a_zero_point_is_half_way(
+    low: float, high: float
+) -> None:
+    linear = randomised(lambda: nn.Linear(32, 8))
+    x = torch.linspace(low, high, 3 * 32).view(3, 32)
+    with torch.no_grad():
+        assert relative_error(Int8Linear.of(linear, gelu=False)(x), linear(x)) < 0.02
+
+
+@needs_vnni
 def test_both_layers_of_a_block_say_what_one_after_the_other_says_and_leave_what_goes_in() -> None:
     first, last = randomised(lambda: nn.Linear(48, 192)), randomised(lambda: nn.Linear(192, 48))
     pair = Int8Pointwise(Int8Linear.of(first, gelu=True), Int8Linear.of(last, gelu=False))

@@ -121,7 +121,7 @@ class PackedPointwise(Packed):
     """(B,C,h,w) -> (B,C',h,w), channels last.
 
     Args:
-        layer: an `nn.Conv2d` of kernel 1: as a product over channels oneDNN computes it in half the time.
+        layer: an `nn.Conv2d` of kernel 1 in one group: as a product over channels oneDNN computes it in half the time.
     """
 
     def pack(self, weight: Tensor) -> Tensor:
@@ -176,15 +176,15 @@ class PackedConvTranspose2d(Packed):
 
 
 def pack(predictor: nn.Module) -> None:
-    """Packs the residual blocks' layers, and those that change the grid between them, in place, where a CPU gains by
-    it. Pointwise layers only in bfloat16: float32 ones are not oneDNN's."""
+    """Packs the residual blocks' layers, those that change the grid between them and the last one, in place, where a
+    CPU gains by it. Pointwise layers only in bfloat16: float32 ones are not oneDNN's."""
     weight = next(predictor.parameters())
     if not can_pack(weight):
         return
     for parent in list(predictor.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-                if weight.dtype == torch.bfloat16:
+                if weight.dtype == torch.bfloat16 and layer.groups == 1:
                     setattr(parent, name, PackedPointwise(layer))
             elif isinstance(layer, nn.Conv2d):
                 setattr(parent, name, PackedConv2d(layer))

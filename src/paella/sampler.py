@@ -14,7 +14,7 @@ from torch import Tensor
 from paella.canvas import Canvas
 from paella.gpu import sent, triton_works
 from paella.logits import certain, confidence, draw, guide, typical_weights
-from paella.noise import RENOISE_SOURCES, add_noise, becomes_noise
+from paella.noise import RENOISE_SOURCES, becomes_noise
 
 FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
 
@@ -119,7 +119,7 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
 
 
 def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor, wanted: Tensor) -> Tensor:
-    """One token for each position that is wanted, out of its locally typical ones; of others, any.
+    """One token for each position that is wanted, out of its locally typical ones; of others, any valid token.
 
     Args:
         logits: (B,N,h,w).
@@ -186,11 +186,12 @@ def sample(
             yield torch.where(free, draw_where(free), canvas.tokens)
             return
         noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
-        order = uniform()
+        chance = uniform()
         if settings.renoise_at == "random":  # it is known already which tokens stay: others need not be drawn
-            drawn = draw_where(free & ~becomes_noise(everywhere(t_next), order))
+            noisy = becomes_noise(everywhere(t_next), chance)
+            drawn = draw_where(free & ~noisy)
         else:
             drawn = draw_where(free)
-            order = least_sure(logits, drawn, canvas.frozen, t_next, order)
-        tokens = torch.where(free, add_noise(drawn, everywhere(t_next), noise, order), canvas.tokens)
+            noisy = becomes_noise(everywhere(t_next), least_sure(logits, drawn, canvas.frozen, t_next, chance))
+        tokens = torch.where(free, torch.where(noisy, noise, drawn), canvas.tokens)
         yield tokens

@@ -52,14 +52,14 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), in the input's dtype."""
-        return self.product(x.to(torch.float32, copy=True), x.dtype)
+        return self.product(x.detach().to(torch.float32, copy=True), x.dtype)
 
     def product(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """(..., C) float32, which is overwritten -> (..., C') of that dtype."""
         low, high = x.aminmax()
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / 254).clamp(min=1e-12)  # of 255 codes, and one to spare where both ends are rounded up
-        zero_point = (-low / scale).round()
+        scale = ((high - low) / 254).clamp(min=1e-12)  # of 255 codes, and one to spare, as the zero point is rounded up
+        zero_point = (-low / scale).ceil()  # never down: the code of the lowest must not be below 0
         whole = torch.add(zero_point + ROUNDS, x, alpha=(1 / scale).item(), out=x)
         return torch.ops.onednn.qlinear_pointwise(
             whole.view(torch.int32).to(torch.uint8),  # the lowest byte
@@ -90,7 +90,7 @@ class Int8Pointwise(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), in the input's dtype."""
         first, last = cast(Iterable[Int8Linear], self)
-        return last.product(first.product(x.to(torch.float32, copy=True), torch.float32), x.dtype)
+        return last.product(first.product(x.detach().to(torch.float32, copy=True), torch.float32), x.dtype)
 
 
 def check_int8(device: torch.device, dtype: torch.dtype) -> None:
@@ -114,8 +114,8 @@ def is_quantized(predictor: nn.Module) -> bool:
 def quantize_int8(predictor: nn.Module) -> None:
     """Puts the pointwise layers of the residual blocks, most of the work, into 8 bits, in place.
 
-    Not those of blocks with less than half of the lowest level's channels: rounding what goes in takes as long as their
-    products save, and of the built-in model these few made most of the error.
+    Not those of blocks with less than half of the lowest level's channels: with AMX, rounding what goes in takes as
+    long as their products save, and of the built-in model these few made most of the error.
 
     Raises:
         ValueError: the predictor has no such blocks, or see `check_int8`.

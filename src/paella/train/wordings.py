@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from paella.checkpoint import about_argument, model_folder
 from paella.clip import Clip
 from paella.data import open_data
 from paella.data.scenes import Scenes
+from paella.fingerprint import fingerprint
 from paella.gpu import sent
 from paella.images import contact_sheet
 from paella.train.clip import numbered, tokenizer_digest, train_tokenizer, warn_of_cut
@@ -61,7 +63,8 @@ class Reworded:
 
     def __getitem__(self, index: int) -> tuple[str, str]:
         varied, plain = self.scenes.wordings(index)
-        return (plain if index * self.rehearse % 1 < self.rehearse else varied), plain
+        before, after = (floor(count * self.rehearse) for count in (index, index + 1))  # plain ones
+        return (varied if before == after else plain), plain
 
 
 class TextTower(nn.Module):
@@ -119,7 +122,7 @@ class WordingsStage(Stage):
 
     @torch.no_grad()
     def targets(self, plain: Sequence[str]) -> Tensor:
-        """(B,d): the unit embeddings that the tower gave before it learned."""
+        """(B,d): the unit embeddings that the teacher gives."""
         self.teacher.to(self.device)
         return F.normalize(self.teacher.unwhitened().embed_text(plain).float(), dim=-1)
 
@@ -140,7 +143,7 @@ class WordingsStage(Stage):
         return contact_sheet([blank] * len(pairs), pairs, columns=4)
 
     def meanings(self) -> str:
-        return tokenizer_digest(self.clip)
+        return fingerprint(self.teacher.weights(), about=tokenizer_digest(self.clip))
 
     def save(self, shipped: nn.Module, folder: Path) -> None:
         self.clip.save(folder / "clip")
