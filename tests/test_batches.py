@@ -54,6 +54,25 @@ def test_pictures_are_drawn_together_where_no_bit_changes() -> None:
     assert len(predictor.rows) == 11
 
 
+class FarOff(nn.Linear):
+    """Rounds differently in a batch of more than one picture, and only numbers that a picture does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (len(x) > 1) * (x > 2).any()
+
+
+def test_a_layer_that_rounds_differently_is_found_though_one_pass_does_not_show_it() -> None:
+    class Layered(Rounding):
+        def conditioned(self, condition: Tensor) -> Denoise:
+            denoise = super().conditioned(condition)
+            return lambda tokens, t: denoise(tokens, t) + self.layer(torch.zeros(len(tokens), 50, 8)).sum()
+
+    predictor = Layered()
+    for layer, parts in ((nn.Linear(8, 8, bias=False), [5]), (FarOff(8, 8, bias=False), [1] * 5)):
+        predictor.layer = layer
+        assert drawn(Batches(), predictor, 5) == parts
+
+
 def test_pictures_are_drawn_one_at_a_time_where_a_bit_changes() -> None:
     batches, predictor = Batches(), Rounding(error=0.01)
     assert drawn(batches, predictor, 10) == [1] * 10

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paella.canvas import Canvas
 from paella.checkpoint import Predictor
-from paella.packing import is_packed
+from paella.packing import Packed, is_packed
 from paella.sampler import Denoise, guided
 from paella.speedups import is_compiled, is_quantized
 
@@ -26,6 +27,7 @@ class Batches:
     A matrix product may round differently in a larger batch, and on a CPU a picture must not depend on its batch. Which
     kernels a library chooses depends on the sizes, not on the numbers; so the first time that a size is met, one pass
     of all pictures together is compared with those of each alone, and where a bit differs they are drawn one at a time.
+    Two kernels may agree on nearly all numbers, so each layer is asked for as many random ones, too.
     """
 
     def __init__(self) -> None:
@@ -61,10 +63,36 @@ class Batches:
         key = (predictor, predictor.clf.weight.dtype, is_packed(predictor), torch.get_num_threads(), *sizes)
         if key not in self._same:
             t = torch.full((count,), canvas.start, dtype=torch.float32)
-            together = bind(canvas.condition)(canvas.tokens, t)
+            inputs: dict[nn.Module, Tensor] = {}
+            with _noted(predictor, inputs):
+                together = bind(canvas.condition)(canvas.tokens, t)
             each = (canvas[i : i + 1] for i in range(count))
             self._same[key] = all(
                 torch.equal(bind(one.condition)(one.tokens, t[:1])[0], logits)
                 for one, logits in zip(each, together, strict=True)
-            )
+            ) and all(_agrees(layer, x, count) for layer, x in inputs.items())
         return self._same[key]
+
+
+@contextmanager
+def _noted(predictor: nn.Module, inputs: dict[nn.Module, Tensor]) -> Iterator[None]:
+    """Notes of what kind the inputs are, without their numbers, that the layers that multiply are given meanwhile."""
+    kinds = (Packed, nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+    layers = [module for module in predictor.modules() if isinstance(module, kinds)]
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, x: inputs.update({layer: torch.empty_like(x[0], device="meta")}))
+        for layer in layers
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _agrees(layer: nn.Module, x: Tensor, count: int) -> bool:
+    """Whether the layer says of random numbers the same bits for so many pictures together as for each alone; `x` is
+    like what it is given for all, with two rows for each under guidance."""
+    x = torch.empty_like(x, device="cpu").normal_(generator=torch.Generator().manual_seed(0))
+    together = layer(x)
+    return all(torch.equal(layer(x[i::count]), together[i::count]) for i in range(count))
