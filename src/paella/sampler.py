@@ -110,6 +110,11 @@ def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Te
     return denoise
 
 
+def times_of(tokens: Tensor, t: float) -> Tensor:
+    """(B,) float32: the time t for each of these pictures (B,h,w), where they are."""
+    return tokens.new_full((len(tokens),), t, dtype=torch.float32)
+
+
 def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tensor:
     """(B,h,w) in [0, 1), each picture's from its own generator, for tokens (B,h,w) and where these are."""
     return sent(
@@ -172,11 +177,7 @@ def sample(
     if canvas.start == 0:
         return
     uniform = partial(uniform_numbers, generators, tokens)
-    renoise_source = RENOISE_SOURCES[settings.renoise]
-
-    def everywhere(t: float) -> Tensor:
-        return tokens.new_full((len(tokens),), t, dtype=torch.float32)
-
+    renoise_source, everywhere = RENOISE_SOURCES[settings.renoise], partial(times_of, tokens)
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
         logits = denoise(tokens, everywhere(t))

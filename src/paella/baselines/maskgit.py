@@ -13,7 +13,7 @@ from torch import Tensor
 from paella.canvas import Canvas
 from paella.logits import confidence
 from paella.noise import level
-from paella.sampler import Denoise, SamplerSettings, draw_typical, uniform_numbers
+from paella.sampler import Denoise, SamplerSettings, draw_typical, times_of, uniform_numbers
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class MaskGIT:
         uniform = partial(uniform_numbers, generators, canvas.tokens)
         tokens, hidden = canvas.tokens, ~canvas.frozen
         free = hidden.sum((1, 2))  # (B,)
-
-        def everywhere(t: float) -> Tensor:
-            return torch.full((len(tokens),), t, device=tokens.device)
-
+        everywhere = partial(times_of, tokens)
         times = [1 - step / settings.steps for step in range(settings.steps + 1)]
         for t, t_next in pairwise(times):
             logits = denoise(tokens.masked_fill(hidden, self.mask), everywhere(t))
