@@ -11,7 +11,7 @@ Ours is the step of `paella train predictor`: bfloat16 autocast where the proces
 AdamW, averaged weights, and all that is logged. The authors' is as in their script: float32, their model and noise,
 torch's cross-entropy and AdamW, and what they log. `--official` names a checkout of their repository at a commit of
 the first model (such as 946939c), whose `modules.py` is run. Both take turns; the ratio is the median over the turns,
-beside the lowest and the highest.
+beside the lowest and the highest. Freed memory is kept, as the command `paella` has it, for both.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from paella import official
+from paella.cli.allocator import keep_freed_memory
 from paella.method import method_of
 from paella.train.loop import Trainer
 from paella.train.predictor import TokenRecipe, TokenStage
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4, help="samples of a step")
     parser.add_argument("--grid", type=int, default=32, help="tokens, a side")
     args = parser.parse_args()
+    keep_freed_memory()
     config = official.unet_config(json.loads(args.config.read_text())["unet"]) if args.config else UNETS["48M"]
     network = None if args.official is None else authors.network(parser, args.official)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,28 @@ def test_version_and_help(paella: Run) -> None:
     assert paella().out == paella("--help").out
     for command in (["generate"], ["info"], ["train"], ["dataset", "preview"], ["evaluate", "scenes"]):
         assert paella(*command, "--help").code == 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_the_command_keeps_memory_that_is_freed() -> None:
+    faults = """
+import resource, torch
+from paella.cli.allocator import keep_freed_memory
+
+def page_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.ones(2**24)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+fetched = page_faults()
+keep_freed_memory()
+page_faults()
+print(fetched, page_faults())
+"""
+    done = subprocess.run([sys.executable, "-c", faults], capture_output=True, text=True, check=True)
+    fetched, kept = map(int, done.stdout.split())
+    assert kept < 100 and kept < fetched / 4
 
 
 def test_the_package_is_the_command_too() -> None:

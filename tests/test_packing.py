@@ -69,6 +69,20 @@ def test_a_packed_layer_says_what_the_layer_says(kind: str, dtype: torch.dtype) 
         assert relative_error(packed(x), layer(x)) < (1e-5 if dtype == torch.float32 else 3e-3)
 
 
+@pytest.mark.skipif(not torch.cpu._is_amx_tile_supported(), reason="only AMX adds up few rows in another order")
+@pytest.mark.parametrize("grid", [(2, 2), (2, 3), (4, 4), (5, 4), (8, 8)])
+@pytest.mark.parametrize("channels", [(2048, 512), (1024, 256)])
+def test_a_long_sum_is_the_same_in_a_batch_as_for_a_guided_pair_alone(
+    channels: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    layer = PackedLinear(randomised(lambda: nn.Linear(*channels)).bfloat16(), gelu=False)
+    x = torch.randn(32, *grid, channels[0], generator=torch.Generator().manual_seed(1)).bfloat16()
+    with torch.no_grad():
+        pairs = torch.cat([layer(x[i : i + 2]) for i in range(0, 32, 2)])
+        for count in (8, 10, 14, 24, 32):
+            assert torch.equal(layer(x[:count]), pairs[:count])
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_packed_layer_passes_gradients_on(kind: str) -> None:
     layer, packed, x = layer_and_input(kind, torch.float32)

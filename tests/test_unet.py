@@ -9,7 +9,7 @@ from fakes import inputs, randomised
 from torch import Tensor, nn
 
 from paella import unet
-from paella.blocks import ResBlock, time_embedding
+from paella.blocks import Pointwise, ResBlock, time_embedding
 from paella.unet import TokenPredictor, UNetConfig
 
 CONFIG = UNetConfig(num_labels=20, c_hidden=16, c_clip=6, c_r=5, down_levels=(1, 2, 1), up_levels=(1, 1, 2))
@@ -44,7 +44,22 @@ def naive(model: TokenPredictor, tokens: Tensor, condition: Tensor, t: Tensor) -
         for j, part in enumerate(blocks):
             skip = skips.pop() if i > 0 and j == 0 else None
             x = block(part, x, skip) if isinstance(part, ResBlock) else part(x)
-    return model.clf(x)
+    return F.conv2d(x, *model.clf.parameters())
+
+
+def test_a_pointwise_layer_is_a_convolution() -> None:
+    layer = Pointwise(6, 5)
+    convolution = nn.Conv2d(6, 5, 1)
+    convolution.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 6, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(1))
+    outputs = [module(x) for module in (layer, convolution)]
+    torch.testing.assert_close(*outputs)
+    gradients = [
+        torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])
+        for y, module in zip(outputs, (layer, convolution), strict=True)
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("grid", [(8, 8), (8, 12), (16, 8)])

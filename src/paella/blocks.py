@@ -32,6 +32,17 @@ def time_embedding(t: Tensor, channels: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, channels % 2))
 
 
+class Pointwise(nn.Conv2d):
+    """A 1 x 1 convolution, (B,C,h,w) -> (B,C',h,w), as the product over channels that it is: on a CPU a convolution's
+    backward pass brings both gradients into another order and back, which takes longer than to compute them."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
 class ModulatedLayerNorm(nn.Module):
     """g·m·LN(x) + b·m: a LayerNorm scaled and shifted by the modulation m; g and b are scalars."""
 

@@ -18,6 +18,9 @@ from paella.blocks import ResBlock
 # what an operator computes in the same pass: its name, numbers, and which of several formulas
 NO_ACTIVATION: tuple[str, list[float], str] = ("none", [], "")
 EXACT_GELU: tuple[str, list[float], str] = ("gelu", [], "none")
+# With AMX a sum of at least so many products is added up in an order that depends on the number of rows, but up to so
+# many rows always in the same (oneDNN of torch 2.13; `paella.batches` looks whether it is so).
+LONG, FEW_ROWS = 1024, 32
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -110,7 +113,16 @@ class PackedLinear(Packed):
 
     def product(self, x: Tensor) -> Tensor:
         after = EXACT_GELU if self.gelu else NO_ACTIVATION
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *after)
+        multiplied = torch.ops.mkldnn._linear_pointwise
+        parts = [multiplied(part, self.weight, self.bias, *after) for part in x.split(self.at_once(x))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def at_once(self, x: Tensor) -> int:
+        """How many of the batch (B,h,w,C) go into one product, so that each has the bits that a guided picture alone,
+        a batch of two, would have."""
+        if x.ndim < 4 or x.shape[-1] < LONG or not torch.cpu._is_amx_tile_supported():
+            return max(len(x), 1)
+        return max(2, FEW_ROWS // x[0, ..., 0].numel())
 
     def by_plain_layer(self, x: Tensor) -> Tensor:
         y = super().by_plain_layer(x)

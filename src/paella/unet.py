@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paella.blocks import ResBlock, time_embedding
+from paella.blocks import Pointwise, ResBlock, time_embedding
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class TokenPredictor(nn.Module):
             if i < levels - 1:
                 blocks.append(nn.ConvTranspose2d(width, widths[levels - 2 - i], 4, stride=2, padding=1))
             self.up_blocks.append(nn.ModuleList(blocks))
-        self.clf = nn.Conv2d(widths[0], config.num_labels, 1)
+        self.clf = Pointwise(widths[0], config.num_labels)
 
     @property
     def stride(self) -> int:

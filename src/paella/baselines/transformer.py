@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paella.blocks import ModulatedLayerNorm, time_embedding
+from paella.blocks import ModulatedLayerNorm, Pointwise, time_embedding
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TransformerPredictor(nn.Module):
             TransformerBlock(config.width, config.heads, config.layers) for _ in range(config.layers)
         )
         self.ln = nn.LayerNorm(config.width, eps=1e-6)
-        self.clf = nn.Conv2d(config.width, config.num_labels, 1)
+        self.clf = Pointwise(config.width, config.num_labels)
 
     def forward(self, tokens: Tensor, condition: Tensor, t: Tensor) -> Tensor:
         """Noisy tokens -> logits of the clean ones.

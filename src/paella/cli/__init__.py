@@ -10,6 +10,7 @@ import typer
 
 from paella import __version__
 from paella.cli import dataset, edits, evaluate, experiment, generate, import_checkpoint, info, push, train
+from paella.cli.allocator import keep_freed_memory
 from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(
@@ -61,4 +62,5 @@ def run(args: Sequence[str] | None = None) -> int:
 
 
 def main() -> None:
+    keep_freed_memory()
     sys.exit(run())
