@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from paella import official
-from paella.cli.allocator import keep_freed_memory
+from paella.allocator import keep_freed_memory
 from paella.method import method_of
 from paella.train.loop import Trainer
 from paella.train.predictor import TokenRecipe, TokenStage

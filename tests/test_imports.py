@@ -14,6 +14,7 @@ SOURCE = Path(paella.__file__).parent
 
 # the rooms at the bottom, and all that each may import of ours
 ALLOWED = {
+    "allocator": set(),
     "arguments": set(),
     "canvas": set(),
     "noise": set(),
@@ -33,7 +34,7 @@ ALLOWED = {
     "speedups": {"blocks", "gpu", "packing"},
     "tiles": set(),
     "vqgan": {"tiles"},
-    "memory": {"blocks", "sampler", "vqgan"},
+    "memory": {"allocator", "blocks", "sampler", "vqgan"},
     "baselines.transformer": {"blocks"},
     "baselines.maskgit": {"canvas", "noise", "logits", "sampler"},
     "method": {"canvas", "noise", "sampler", "baselines.maskgit"},

@@ -154,6 +154,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for what the system says of its memory; it says nothing yet."""
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "freed_memory", lambda: 0)
     return tmp_path
 
 
@@ -172,6 +173,15 @@ def test_the_machine_s_memory_and_the_container_s_limit_are_both_respected(syste
     (system / "memory.max").write_text("9000000000\n")
     assert available(cpu) == 5000 * 1024
     assert available(torch.device("meta")) is None
+
+
+def test_what_this_process_freed_and_did_not_give_back_is_left_too(
+    system: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "freed_memory", lambda: 700)
+    assert available(torch.device("cpu")) is None
+    (system / "meminfo").write_text("MemAvailable:   5000 kB\n")
+    assert available(torch.device("cpu")) == 5000 * 1024 + 700
 
 
 def test_here_the_memory_is_known() -> None:

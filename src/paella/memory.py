@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paella.allocator import freed_memory
 from paella.blocks import ResBlock
 from paella.sampler import FILTERED_AT_ONCE
 from paella.vqgan import TILE, VQGAN
@@ -104,7 +105,8 @@ def available(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type != "cpu":
         return None
-    return min((left for left in (_machine_left(), _container_left()) if left is not None), default=None)
+    left = min((left for left in (_machine_left(), _container_left()) if left is not None), default=None)
+    return None if left is None else left + freed_memory()
 
 
 def check(predictor: Predictor, vqgan: VQGAN, run: Run, argument: str) -> None:

@@ -119,10 +119,10 @@ class PackedLinear(Packed):
 
     def at_once(self, x: Tensor) -> int:
         """How many of the batch (B,h,w,C) go into one product, so that each has the bits that a guided picture alone,
-        a batch of two, would have."""
+        a batch of two, would have. Parts of a large grid come as (n,C), and are not divided further."""
         if x.ndim < 4 or x.shape[-1] < LONG or not torch.cpu._is_amx_tile_supported():
             return max(len(x), 1)
-        return max(2, FEW_ROWS // x[0, ..., 0].numel())
+        return max(2, FEW_ROWS // x.shape[1:-1].numel())
 
     def by_plain_layer(self, x: Tensor) -> Tensor:
         y = super().by_plain_layer(x)

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from paella import __version__
+from paella.allocator import keep_freed_memory
 from paella.cli import dataset, edits, evaluate, experiment, generate, import_checkpoint, info, push, train
-from paella.cli.allocator import keep_freed_memory
 from paella.cli.errors import Command, Failure, one_line, usage_message
 
 app = typer.Typer(

@@ -43,7 +43,8 @@ class SmoothedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         of_logits, ctx.gradient = ctx.gradient, None  # it is changed, so a second backward pass must not find it
-        return of_logits.mul_(gradient[:, None]), None, None
+        factors = gradient[:, None].to(of_logits.dtype)  # of another dtype they would cost two copies of the logits
+        return of_logits.mul_(factors), None, None
 
 
 def contrastive(logits: Tensor, right: Tensor) -> Tensor:
