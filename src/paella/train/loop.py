@@ -174,6 +174,13 @@ class Trainer:
         """A context in which the shipped module has its averaged weights, in evaluation mode."""
         return self.average.applied_to(self.plain[self.stage.shipped])
 
+    def leave(self) -> None:
+        """Ends what ties the processes together. Wrapped modules go first: one that is the last to hold the process
+        group waits for its threads, and keeps Python from them, which they may wait for (DDP's Reducer, torch 2.13)."""
+        self.stage.modules.update(self.plain)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()
+
     def step(self, batches: Iterator[Any], step: int) -> list[Metrics]:
         """Changes each module once, by the losses of the next `accumulate` batches; returns what each batch logs.
 
@@ -310,9 +317,9 @@ def train(stage: Stage, recipe: Recipe) -> Path:
                     saved = time.monotonic()
                 if stops:
                     trainer.accelerator.wait_for_everyone()  # who starts them may end all when the first has ended
-                    trainer.accelerator.end_training()  # a process that listens still may abort on its way out
+                    trainer.leave()  # a process that listens still may abort on its way out
                     raise KeyboardInterrupt
-    trainer.accelerator.end_training()
+    trainer.leave()
     return output
 
 
