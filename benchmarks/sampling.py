@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -31,6 +32,7 @@ from table import Row, apart, arguments, millions, now, peak_memory, placed, ran
 from torch import Tensor
 
 from paella import official
+from paella.denoiser import Logits
 from paella.pipeline import Paella
 from paella.sampler import draw_typical
 from paella.speedups import compile_steps
@@ -78,10 +80,18 @@ def filtering(model: Paella, size: int, batch: int) -> float:
     ends: list[tuple[int, float, float]] = []  # of each step: its number, the time, and the seconds of all draws so far
     draws: list[float] = []
 
-    def drawn(*args: Any) -> Tensor:
+    def drawn(logits: Logits, *args: Any) -> Tensor:
+        asked: list[float] = []  # seconds of the predictor's last layer, which is no part of the filter
+
+        def last(features: Tensor) -> Tensor:
+            start = now(model.device)
+            own = logits.last(features)
+            asked.append(now(model.device) - start)
+            return own
+
         start = now(model.device)
-        tokens = draw_typical(*args)
-        draws.append(now(model.device) - start)
+        tokens = draw_typical(replace(logits, last=last), *args)
+        draws.append(now(model.device) - start - sum(asked))
         return tokens
 
     def on_step(step: int, steps: int, tokens: Tensor) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise
 from paella.edits import random_tokens
-from paella.sampler import Denoise
 
 CODES = 16
 M = TypeVar("M", bound=nn.Module)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from paella.batches import AT_LEAST, AT_ONCE, LARGE, Batches
 from paella.canvas import Canvas
+from paella.denoiser import Denoise
 from paella.engine import Cancelled
 from paella.pipeline import Paella
-from paella.sampler import Denoise
 from paella.speedups import compile_steps, quantize_int8
 
 

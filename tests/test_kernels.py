@@ -10,6 +10,7 @@ from fakes import randomised, relative_error
 
 from paella import sampler
 from paella.blocks import ModulatedLayerNorm, ResBlock
+from paella.denoiser import Logits
 from paella.logits import draw, typical_keep
 from paella.sampler import SamplerSettings, draw_typical
 from paella.unet import TokenPredictor, UNetConfig
@@ -100,7 +101,9 @@ def test_a_gpu_draws_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = logits.permute(0, 2, 3, 1).flatten(0, 2)
     expected = drawn_typical(rows, 0.8, 2, 0.7, uniform.flatten()).view(2, 9, 7)
     settings = SamplerSettings(typical_mass=0.8, temperature=0.7, min_tokens=2)
-    assert torch.equal(draw_typical(logits, settings, uniform, torch.ones_like(uniform, dtype=torch.bool)), expected)
+    assert torch.equal(
+        draw_typical(Logits(logits), settings, uniform, torch.ones_like(uniform, dtype=torch.bool)), expected
+    )
 
 
 def spatial(block: ResBlock, x: torch.Tensor, m: torch.Tensor) -> torch.Tensor:

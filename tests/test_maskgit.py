@@ -10,8 +10,9 @@ from torch import Tensor
 from paella import logits
 from paella.baselines.maskgit import MaskGIT, lowest
 from paella.canvas import Canvas
+from paella.denoiser import Denoise
 from paella.noise import level
-from paella.sampler import Denoise, SamplerSettings
+from paella.sampler import SamplerSettings
 
 MASK = CODES
 METHOD = MaskGIT(MASK)

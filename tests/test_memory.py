@@ -44,11 +44,12 @@ def test_it_grows_with_all_that_takes_memory(tiny: Paella) -> None:
     assert bytes_of(tiny, Run(64, 64, count=9, steps=8)) - bytes_of(tiny, Run(64, 64, count=9)) > 72 * 4 * 256**2
 
 
-def test_guidance_and_float32_take_more_where_the_predictor_is_what_counts() -> None:
+def test_guidance_confidence_and_float32_take_more_where_the_predictor_is_what_counts() -> None:
     model = Paella.from_pretrained(device="cpu", dtype="float32")
     run = Run(256, 256)
-    single, half = bytes_of(model, run), bytes_of(model.to(dtype=torch.bfloat16), run)
-    assert bytes_of(model, replace(run, guided=False)) < half < single
+    plain, guided, confident = (replace(run, guided=False), run, replace(run, unsure=True))
+    assert bytes_of(model, plain) < (single := bytes_of(model, guided)) < bytes_of(model, confident)
+    assert bytes_of(model.to(dtype=torch.bfloat16), guided) < single
 
 
 def test_a_gpu_filters_all_places_at_once() -> None:

@@ -250,4 +250,4 @@ def test_what_is_in_8_bits_or_compiled_starts_from_plain_layers() -> None:
     quantize_int8(quantized)
     assert is_quantized(quantized) and any(isinstance(module, Packed) for module in quantized.modules())
     compile_steps(compiled)
-    assert not any(isinstance(module, Packed) for module in compiled.modules())
+    assert [module for module in compiled.modules() if isinstance(module, Packed)] == [compiled.clf]

@@ -10,9 +10,10 @@ from fakes import CODES, a_canvas, always, generators, unsure
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise, Logits
 from paella.logits import draw, typical_keep
 from paella.noise import RENOISE_SOURCES, level
-from paella.sampler import LOWEST_TEMPERATURE, RENOISE_PLACES, Denoise, SamplerSettings, draw_typical, guided, sample
+from paella.sampler import LOWEST_TEMPERATURE, RENOISE_PLACES, SamplerSettings, draw_typical, guided, sample
 
 PLAIN = SamplerSettings(steps=4, typical_mass=1.0, guidance=1.0)
 
@@ -219,8 +220,8 @@ def test_each_position_is_drawn_from_its_typical_tokens_whether_they_are_one_or_
     assert min_tokens > 1 or 0.2 < one.float().mean() < 0.8
     expected = draw((rows.masked_fill(~keep, -torch.inf) / 0.7).softmax(-1), uniform.flatten()).view(2, 9, 7)
     wanted = torch.rand(2, 9, 7, generator=g) < 0.7
-    assert torch.equal(draw_typical(logits, settings, uniform, wanted)[wanted], expected[wanted])
-    assert torch.equal(draw_typical(logits, settings, uniform, torch.ones_like(wanted)), expected)
+    assert torch.equal(draw_typical(Logits(logits), settings, uniform, wanted)[wanted], expected[wanted])
+    assert torch.equal(draw_typical(Logits(logits), settings, uniform, torch.ones_like(wanted)), expected)
 
 
 @pytest.mark.parametrize(("renoise_at", "most"), [("random", 0.05), ("unsure", 1.0)])
@@ -230,7 +231,7 @@ def test_tokens_that_become_noise_are_not_drawn_where_that_is_known_before(
     """After the first of eight steps 2 % of all tokens stay, after the last all; frozen ones are never drawn."""
     wanted: list[Tensor] = []
 
-    def drawn(logits: Tensor, settings: SamplerSettings, uniform: Tensor, where: Tensor) -> Tensor:
+    def drawn(logits: Logits, settings: SamplerSettings, uniform: Tensor, where: Tensor) -> Tensor:
         wanted.append(where)
         return draw_typical(logits, settings, uniform, where)
 

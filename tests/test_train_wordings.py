@@ -80,8 +80,8 @@ def test_wordings_need_a_clip_and_scenes(tiny_model: Path, pictures: Path) -> No
         make_stage("wordings", tiny_model, "rehearse=2")
     with pytest.raises(ValueError, match="teacher: must have embeddings of 16 numbers, not 256"):
         make_stage("wordings", tiny_model, "teacher=builtin")
-    for key, least in (("vocabulary", 258), ("context", 3)):
-        with pytest.raises(ValueError, match=f"{key}: must be at least {least}, not 2"):
-            make_stage("wordings", tiny_model, f"{key}=2")
+    for key, least in (("vocabulary", 258), ("context", 3), ("tokenizer_captions", 1)):
+        with pytest.raises(ValueError, match=f"{key}: must be at least {least}, not 0"):
+            make_stage("wordings", tiny_model, f"{key}=0")
     with pytest.raises(ValueError, match=r"data\.folder: other words"):
         make_stage("wordings", tiny_model, f"data.folder={pictures}")

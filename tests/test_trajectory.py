@@ -12,11 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise
 from paella.edits import free, known
 from paella.images import to_pictures
 from paella.logits import entropy
 from paella.pipeline import Paella
-from paella.sampler import Denoise, SamplerSettings, sample
+from paella.sampler import SamplerSettings, sample
 from paella.trajectory import Recorder, Step, film_strip
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from paella.canvas import Canvas
 from paella.checkpoint import Predictor
+from paella.denoiser import Denoise
 from paella.packing import Packed, is_packed
-from paella.sampler import Denoise, guided
+from paella.sampler import guided
 from paella.speedups import is_compiled, is_quantized
 
 AT_ONCE = 16

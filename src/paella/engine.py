@@ -166,8 +166,7 @@ class Engine:
         self.clip.to(device)
         if self.device.type == "cuda":
             replay(self.predictor, self.vqgan)
-        if not is_compiled(self.predictor):
-            pack(self.predictor)
+        pack(self.predictor, last_alone=is_compiled(self.predictor))
         return self
 
     @property
@@ -276,7 +275,7 @@ class Engine:
     ) -> memory.Run:
         """What the estimate of memory is told; `grid` is in tokens."""
         steps = settings.steps if options.get("trajectory") else 0
-        return memory.Run(*grid, count, settings.guidance != 1, regions, steps)
+        return memory.Run(*grid, count, settings.guidance != 1, regions, steps, settings.renoise_at == "unsure")
 
     def _draw(
         self,

@@ -37,6 +37,7 @@ class Run:
         guided: both conditions go through the predictor, in one batch.
         regions: how many prompts have a region of their own; with any, the condition is a map and not one place.
         steps: how many steps of each picture are kept, decoded: none without a trajectory.
+        unsure: noise is put where the predictor is least sure, which is asked everywhere.
     """
 
     height: int
@@ -45,6 +46,7 @@ class Run:
     guided: bool = True
     regions: int = 0
     steps: int = 0
+    unsure: bool = False
 
 
 def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> int:
@@ -61,9 +63,9 @@ def needed(predictor: Predictor, vqgan: VQGAN, run: Run, at_once: int = 1) -> in
     # a block: 4 around its skip, 4 + 4 hidden ones (of large grids on a CPU fewer at a time), its output
     network = batch * 13 * predictor.embedding.embedding_dim * size
     logits = max(
-        (3 if run.guided else 1) * codes * size,  # guidance: two logits, and what becomes of them
-        codes * (size + (FILTER if on_gpu else 0)),  # a CPU filters few rows at a time
-        codes * (size + (2 * FLOAT if predictor.config.mask_token else 0)),  # MaskGIT's confidence, in float32
+        # a CPU computes each picture's by themselves, puts them together, and filters few rows at a time
+        codes * (size + FILTER) if on_gpu else codes * size * min(at_once, 2),
+        codes * (size + 2 * FLOAT) if run.unsure or predictor.config.mask_token else 0,  # confidence, in float32
     )
     drawing = places * (network + logits)  # the sum, as the allocator does not give back all of the network's
     painting = min(pixels, TILE**2) * _decoder_bytes(vqgan) + pixels * 6 * FLOAT  # a tile; the picture, clamped

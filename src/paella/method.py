@@ -13,8 +13,9 @@ from torch import Tensor
 
 from paella.baselines.maskgit import MaskGIT
 from paella.canvas import Canvas
+from paella.denoiser import Denoise
 from paella.noise import add_noise
-from paella.sampler import Denoise, SamplerSettings, sample
+from paella.sampler import SamplerSettings, sample
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor

@@ -187,13 +187,17 @@ class PackedConvTranspose2d(Packed):
         return by(x, self.weight, self.bias, *self.geometry, *NO_ACTIVATION)
 
 
-def pack(predictor: nn.Module) -> None:
+def pack(predictor: nn.Module, *, last_alone: bool = False) -> None:
     """Packs the residual blocks' layers, those that change the grid between them and the last one, in place, where a
-    CPU gains by it. Pointwise layers only in bfloat16: float32 ones are not oneDNN's."""
+    CPU gains by it. Pointwise layers only in bfloat16: float32 ones are not oneDNN's.
+
+    Args:
+        last_alone: the last one and no other, as where a compiler has the rest.
+    """
     weight = next(predictor.parameters())
     if not can_pack(weight):
         return
-    for parent in list(predictor.modules()):
+    for parent in [predictor] if last_alone else list(predictor.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
                 if weight.dtype == torch.bfloat16 and layer.groups == 1:

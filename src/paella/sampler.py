@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise, Denoiser, Logits
 from paella.gpu import sent, triton_works
 from paella.logits import certain, confidence, draw, guide, typical_weights
 from paella.noise import RENOISE_SOURCES, becomes_noise
 
 FILTERED_AT_ONCE = 2**18  # logits filtered at a time on a CPU, whose caches hold these and not all
-
-Denoise = Callable[[Tensor, Tensor], Tensor]  # tokens (B,h,w), t (B,) -> logits (B,N,h,w)
-
 
 RENOISE_PLACES = ("random", "unsure")  # where noise is put between two steps
 
@@ -91,7 +89,8 @@ def for_variations(settings: SamplerSettings, own: Mapping[str, float]) -> Sampl
 
 
 def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Tensor, weight: float) -> Denoise:
-    """Classifier-free guidance as one `denoise`: both conditions go through the predictor as one batch.
+    """Classifier-free guidance as one `denoise`: both conditions go through the predictor as one batch, and become one
+    before its last layer, an affine map, which has half the work then.
 
     Args:
         conditioned: binds a condition (B,d,h,w) to the predictor.
@@ -101,13 +100,13 @@ def guided(conditioned: Callable[[Tensor], Denoise], condition: Tensor, null: Te
     if weight == 1:
         return conditioned(condition)
     null = null.expand_as(condition)
-    pair = conditioned(torch.cat([condition, null]))
+    pair = Denoiser.of(conditioned(torch.cat([condition, null])))
 
-    def denoise(tokens: Tensor, t: Tensor) -> Tensor:
-        conditional, unconditional = pair(tokens.repeat(2, 1, 1), t.repeat(2)).chunk(2)
+    def features(tokens: Tensor, t: Tensor) -> Tensor:
+        conditional, unconditional = pair.features(tokens.repeat(2, 1, 1), t.repeat(2)).chunk(2)
         return guide(conditional, unconditional, weight)
 
-    return denoise
+    return Denoiser(features, pair.last)
 
 
 def times_of(tokens: Tensor, t: float) -> Tensor:
@@ -123,29 +122,30 @@ def uniform_numbers(generators: Sequence[torch.Generator], like: Tensor) -> Tens
     )
 
 
-def draw_typical(logits: Tensor, settings: SamplerSettings, uniform: Tensor, wanted: Tensor) -> Tensor:
+def draw_typical(logits: Logits, settings: SamplerSettings, uniform: Tensor, wanted: Tensor) -> Tensor:
     """One token for each position that is wanted, out of its locally typical ones; of others, any valid token.
 
     Args:
-        logits: (B,N,h,w).
+        logits: of (B,h,w) positions.
         uniform: (B,h,w) in [0, 1).
         wanted: (B,h,w) bool.
 
     Returns:
         (B,h,w) int64.
     """
-    rows, numbers = logits.permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
-    if rows.device.type == "cuda" and triton_works(rows.device):
-        from paella.kernels import drawn_typical  # as `_drawn`, but for rounding, without sorting all
+    if uniform.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are wanted
+        rows, numbers = logits.everywhere().permute(0, 2, 3, 1).flatten(0, 2), uniform.flatten()  # (B·h·w, N)
+        if uniform.device.type == "cuda" and triton_works(uniform.device):
+            from paella.kernels import drawn_typical  # as `_drawn`, but for rounding, without sorting all
 
-        tokens = drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, numbers)
-        return tokens.view_as(uniform)
-    if rows.device.type != "cpu":  # it would have to wait for the CPU, to know how many rows are left
+            tokens = drawn_typical(rows, settings.typical_mass, settings.min_tokens, settings.temperature, numbers)
+            return tokens.view_as(uniform)
         return _drawn(rows.float().log_softmax(-1), settings, numbers).view_as(uniform)
-    tokens = torch.zeros(len(rows), dtype=torch.int64)
-    for places in wanted.flatten().nonzero()[:, 0].split(max(FILTERED_AT_ONCE // rows.shape[1], 1)):
-        tokens[places] = _drawn_where_open(rows[places], settings, numbers[places])
-    return tokens.view_as(uniform)
+    rows = logits.rows(wanted)
+    tokens, at_once = torch.zeros_like(wanted, dtype=torch.int64), max(FILTERED_AT_ONCE // rows.shape[1], 1)
+    parts = zip(rows.split(at_once), uniform[wanted].split(at_once), strict=True)
+    tokens[wanted] = torch.cat([_drawn_where_open(some, settings, numbers) for some, numbers in parts])
+    return tokens
 
 
 def _drawn(log_p: Tensor, settings: SamplerSettings, uniform: Tensor) -> Tensor:
@@ -178,21 +178,22 @@ def sample(
         return
     uniform = partial(uniform_numbers, generators, tokens)
     renoise_source, everywhere = RENOISE_SOURCES[settings.renoise], partial(times_of, tokens)
+    denoise = Denoiser.of(denoise)
     times = [canvas.start * (1 - step / settings.steps) for step in range(settings.steps + 1)]
     for t, t_next in pairwise(times):
-        logits = denoise(tokens, everywhere(t))
-        codes, free = logits.shape[1], ~canvas.frozen
+        logits, free = denoise.ask(tokens, everywhere(t)), ~canvas.frozen
         draw_where = partial(draw_typical, logits, settings, uniform())
         if t_next == 0:
             yield torch.where(free, draw_where(free), canvas.tokens)
             return
-        noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * codes).long())  # noqa: B023
+        noise = renoise_source(canvas.tokens, tokens, lambda: (uniform() * logits.codes).long())  # noqa: B023
         chance = uniform()
         if settings.renoise_at == "random":  # it is known already which tokens stay: others need not be drawn
             noisy = becomes_noise(everywhere(t_next), chance)
             drawn = draw_where(free & ~noisy)
         else:
             drawn = draw_where(free)
-            noisy = becomes_noise(everywhere(t_next), least_sure(logits, drawn, canvas.frozen, t_next, chance))
+            unsure = least_sure(logits.everywhere(), drawn, canvas.frozen, t_next, chance)
+            noisy = becomes_noise(everywhere(t_next), unsure)
         tokens = torch.where(free, torch.where(noisy, noise, drawn), canvas.tokens)
         yield tokens

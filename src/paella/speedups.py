@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from paella.blocks import ResBlock
 from paella.gpu import Replayed
-from paella.packing import EXACT_GELU, NO_ACTIVATION, PackedLinear, unpack
+from paella.packing import EXACT_GELU, NO_ACTIVATION, PackedLinear, pack, unpack
 
 if TYPE_CHECKING:
     from paella.checkpoint import Predictor
@@ -159,6 +159,7 @@ def compile_steps(predictor: nn.Module) -> None:
     if next(predictor.parameters()).device.type == "cpu":
         how = {"options": {"freezing": True}}
     predictor.step = Compiled(predictor.step, how)  # type: ignore[arg-type,assignment]
+    pack(predictor, last_alone=True)  # which is no part of a step
 
 
 def is_compiled(predictor: nn.Module) -> bool:

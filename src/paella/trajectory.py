@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise, Denoiser
 from paella.images import contact_sheet
 from paella.logits import entropy
-from paella.sampler import Denoise
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,14 @@ class Recorder:
     def watched(self, denoise: Denoise) -> Denoise:
         """The same callable, whose answers are noted."""
 
-        def watching(tokens: Tensor, t: Tensor) -> Tensor:
-            logits = denoise(tokens, t)
-            self._asked.append((t[0].item(), self._mean(entropy(logits))))
-            return logits
+        asked = Denoiser.of(denoise)
 
-        return watching
+        def watching(tokens: Tensor, t: Tensor) -> Tensor:
+            logits = asked.ask(tokens, t)
+            self._asked.append((t[0].item(), self._mean(entropy(logits.everywhere()))))
+            return logits.features
+
+        return Denoiser(watching, asked.last)
 
     def add(self, tokens: Tensor) -> None:
         """Notes the tokens (B,h,w) after a step."""

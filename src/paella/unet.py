@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -11,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paella.blocks import Pointwise, ResBlock, time_embedding
+from paella.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TokenPredictor(nn.Module):
         """
         return self.conditioned(condition)(tokens, t)
 
-    def conditioned(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def conditioned(self, condition: Tensor) -> Denoiser:
         """Binds the condition: returns `denoise(tokens (B,h,w), t (B,)) -> logits (B,N,h,w)`.
 
         The condition's share of every block's modulation is computed here, once, and not at every step; the time's is
@@ -110,11 +110,15 @@ class TokenPredictor(nn.Module):
         weight = torch.cat([mapper.weight[:, c_clip:] for mapper in mappers]).to(_exact())
         bias = torch.cat([mapper.bias for mapper in mappers]).to(_exact())
 
-        def denoise(tokens: Tensor, t: Tensor) -> Tensor:
+        def features(tokens: Tensor, t: Tensor) -> Tensor:
             e = time_embedding(t, self.config.c_r).to(weight.dtype)
             return self.step(tokens, of_condition, F.linear(e, weight, bias))
 
-        return denoise
+        return Denoiser(features, self.logits)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The last layer: what `step` returns (B,C,h,w) -> (B,N,h,w), of each place alone."""
+        return self.clf(features.to(self.embedding.weight.dtype) if _summed(features) else features)
 
     def res_blocks(self) -> list[ResBlock]:
         """In the order in which they run; each reads the condition."""
@@ -122,15 +126,12 @@ class TokenPredictor(nn.Module):
         return [block for blocks in halves for block in blocks.children() if isinstance(block, ResBlock)]
 
     def step(self, tokens: Tensor, of_condition: Tensor, of_time: Tensor) -> Tensor:
-        """What is computed at every step: logits (B,N,h,w), given what all blocks' modulations together, ΣC numbers,
-        have of the condition (B,ΣC,h',w') and of the time (B,ΣC)."""
+        """What is computed at every step and everywhere: features (B,C,h,w) for the last layer, given what all blocks'
+        modulations together, ΣC numbers, have of the condition (B,ΣC,h',w') and of the time (B,ΣC)."""
         height, width = tokens.shape[-2:]
         bottom, right = _padding(height, width, self.stride, self.least)
         x = self.embedding(_padded(tokens, bottom, right)).permute(0, 3, 1, 2)
-        # What the blocks add up is kept in float32 on a CPU: dozens of sums, each rounded, are most of what bfloat16 is
-        # off by.
-        summed = x.device.type == "cpu" and not torch.is_grad_enabled()
-        inner = x.dtype
+        summed, inner = _summed(x), x.dtype
         x = x.float() if summed else x
         everywhere = of_condition.shape[-2:] == (1, 1)  # the same: then all blocks' sums at once
         if everywhere:
@@ -159,7 +160,13 @@ class TokenPredictor(nn.Module):
         for i, blocks in enumerate(self.up_blocks):
             for j, block in enumerate(blocks.children()):
                 x = run(block, x, skips.pop() if j == 0 and i > 0 else None)
-        return self.clf(x.to(inner) if summed else x)[..., :height, :width]
+        return x[..., :height, :width]
+
+
+def _summed(x: Tensor) -> bool:
+    """Whether what the blocks add up is kept in float32, as on a CPU: dozens of sums, each rounded, are most of what
+    bfloat16 is off by."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _exact() -> torch.dtype:

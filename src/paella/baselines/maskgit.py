@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from paella.canvas import Canvas
+from paella.denoiser import Denoise, Logits
 from paella.logits import confidence
 from paella.noise import level
-from paella.sampler import Denoise, SamplerSettings, draw_typical, times_of, uniform_numbers
+from paella.sampler import SamplerSettings, draw_typical, times_of, uniform_numbers
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class MaskGIT:
         times = [1 - step / settings.steps for step in range(settings.steps + 1)]
         for t, t_next in pairwise(times):
             logits = denoise(tokens.masked_fill(hidden, self.mask), everywhere(t))
-            tokens = torch.where(hidden, draw_typical(logits, settings, uniform(), hidden), tokens)
+            tokens = torch.where(hidden, draw_typical(Logits(logits), settings, uniform(), hidden), tokens)
             if t_next > 0:
                 sure = confidence(logits, tokens, t_next, uniform()).masked_fill(~hidden, torch.inf)
                 count = (level(everywhere(t_next)) * free).floor().minimum(hidden.sum((1, 2)) - 1)

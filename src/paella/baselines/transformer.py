@@ -6,7 +6,6 @@ convolutions. Its default sizes are MaskGIT's (Chang et al. 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paella.blocks import ModulatedLayerNorm, Pointwise, time_embedding
+from paella.denoiser import Denoiser
 
 
 @dataclass(frozen=True)
@@ -110,21 +110,21 @@ class TransformerPredictor(nn.Module):
         """
         return self.conditioned(condition)(tokens, t)
 
-    def conditioned(self, condition: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    def conditioned(self, condition: Tensor) -> Denoiser:
         """Binds the condition: returns `denoise(tokens (B,h,w), t (B,)) -> logits (B,N,h,w)`."""
         condition = condition.to(self.clf.weight.dtype)
         if condition.ndim == 2:
             condition = condition[:, :, None, None]
         map_ = self.of_condition(condition.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)  # (B,C,h',w')
 
-        def denoise(tokens: Tensor, t: Tensor) -> Tensor:
+        def features(tokens: Tensor, t: Tensor) -> Tensor:
             return self.step(tokens, map_, time_embedding(t, self.config.c_r))
 
-        return denoise
+        return Denoiser(features, self.clf)
 
     def step(self, tokens: Tensor, map_: Tensor, e: Tensor) -> Tensor:
-        """What is computed at every step: logits (B,N,h,w), given the condition's share of the context (B,C,h',w') and
-        the time embedding (B,c_r)."""
+        """What is computed at every step and everywhere: features (B,C,h,w) for the last layer, given the condition's
+        share of the context (B,C,h',w') and the time embedding (B,c_r)."""
         height, width = tokens.shape[-2:]
         if map_.shape[-2:] not in ((1, 1), (height, width)):
             map_ = F.interpolate(map_, size=(height, width), mode="bilinear")
@@ -132,7 +132,7 @@ class TransformerPredictor(nn.Module):
         x = self.embedding(tokens) + resized(self.rows.weight, height)[:, None] + resized(self.columns.weight, width)
         for block in self.blocks:
             x = block(x, context)
-        return self.clf(self.ln(x).permute(0, 3, 1, 2))
+        return self.ln(x).permute(0, 3, 1, 2)
 
 
 def resized(table: Tensor, size: int) -> Tensor:

@@ -29,7 +29,7 @@ from paella.train.loss import contrastive
 from paella.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import CLIPModel, PreTrainedTokenizerFast
 
 GALLERY = 1000
 MAX_SCALE = 100.0  # the logit scale may not pass this (Radford et al. 2021)
@@ -118,12 +118,20 @@ def build_clip(config: ClipConfig, image_size: int, tokenizer: PreTrainedTokeniz
     return Clip(model, tokenizer)
 
 
+def in_training(model: CLIPModel) -> CLIPModel:
+    """The model, ready to learn. Without a GPU its attention is computed step by step: for as few tokens as these the
+    gradient of torch's fused one takes a CPU several times as long (torch 2.13)."""
+    if not torch.cuda.is_available():
+        model.set_attn_implementation("eager")
+    return model.train()
+
+
 class Towers(nn.Module):
     """Both towers of a CLIP as one forward pass, as training needs them."""
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
-        self.model = clip.model.train()
+        self.model = in_training(clip.model)
         self.thumbnail = nn.Linear(clip.dim, 3 * THUMBNAIL**2)
 
     def forward(self, ids: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from paella.data.scenes import Scenes
 from paella.fingerprint import fingerprint
 from paella.gpu import sent
 from paella.images import contact_sheet
-from paella.train.clip import numbered, tokenizer_digest, train_tokenizer, warn_of_cut
+from paella.train.clip import in_training, numbered, tokenizer_digest, train_tokenizer, warn_of_cut
 from paella.train.loop import Loss, Stage, train
 from paella.train.loss import contrastive
 from paella.train.recipe import Recipe, check_shares
@@ -33,14 +33,15 @@ from paella.train.recipe import Recipe, check_shares
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER_CAPTIONS = 40_000  # how many a new BPE is learned from
 GALLERY = 1000
 SHOWN = 16
+GROUPS = 4  # of texts of about one length
 
 
 @dataclass
 class WordingsRecipe(Recipe):
     vocabulary: int | None = None  # of a new BPE, learned from the varied captions; None = the tokenizer stays
+    tokenizer_captions: int = 40_000  # how many a new BPE is learned from
     context: int | None = None  # the longest text that the new tower reads, in tokens; None = as long as before
     scale: float = 20.0  # of the logits: how near a caption must be to its own plain one rather than to another
     teacher: str | None = None  # the model whose CLIP gives the targets; None = that of init_from
@@ -49,8 +50,9 @@ class WordingsRecipe(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shares(self, "", "rehearse")
-        for key, value, least in (("vocabulary", self.vocabulary, 258), ("context", self.context, 3)):
-            if value is not None and value < least:  # 256 bytes, start and end; and one token between these
+        lowest = {"vocabulary": 258, "context": 3, "tokenizer_captions": 1}  # 256 bytes, start and end; a token between
+        for key, least in lowest.items():
+            if (value := getattr(self, key)) is not None and value < least:
                 raise ValueError(f"{key}: must be at least {least}, not {value}")
 
 
@@ -72,10 +74,24 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: Clip) -> None:
         super().__init__()
-        self.text_model, self.text_projection = clip.model.text_model, clip.model.text_projection
+        model = in_training(clip.model)
+        self.text_model, self.text_projection = model.text_model, model.text_projection
+        self.end = clip.tokenizer.eos_token_id
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B,L) int64 -> (B,d) float32."""
+        """(B,L) int64, each text with its end in it -> (B,d) float32.
+
+        On a CPU texts of about one length go together, as half of what a batch is padded to would be padding.
+        """
+        if ids.device.type != "cpu":  # it would have to wait for the lengths
+            return self.embedded(ids)
+        lengths = (ids == self.end).int().argmax(1) + 1
+        order = lengths.argsort()
+        groups = order.chunk(GROUPS)
+        embedded = torch.cat([self.embedded(ids[group, : int(lengths[group[-1]])]) for group in groups])
+        return embedded[order.argsort()]
+
+    def embedded(self, ids: Tensor) -> Tensor:
         return F.normalize(self.text_projection(self.text_model(input_ids=ids).pooler_output).float(), dim=-1)
 
 
@@ -97,11 +113,11 @@ class WordingsStage(Stage):
             raise ValueError(f"teacher: must have embeddings of {self.clip.dim} numbers, not {self.teacher.dim}")
         self.data = Reworded(scenes, recipe.rehearse)
         if recipe.vocabulary is not None:
-            captions = [scenes.wordings(index)[0] for index in range(TOKENIZER_CAPTIONS)]
+            captions = [scenes.wordings(index)[0] for index in range(recipe.tokenizer_captions)]
             self.clip = retokenized(self.clip, train_tokenizer(captions, recipe.vocabulary), self.clip.context)
         if recipe.context is not None:
             self.clip = retokenized(self.clip, self.clip.tokenizer, recipe.context)
-        self.modules = {"text": TextTower(self.clip).train()}
+        self.modules = {"text": TextTower(self.clip)}
         others = open_data(recipe.data, recipe.seed + 1)
         assert isinstance(others, Scenes)
         warn_of_cut(self.clip, [scenes.wordings(index)[0] for index in range(GALLERY)], "init_from")
