@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from training import make_stage, train
@@ -167,15 +166,21 @@ def test_the_vqgan_also_sees_pictures_of_one_colour(tiny_model: Path) -> None:
     assert torch.equal(seen[0][~plain], pixels[~plain])
 
 
-@pytest.fixture
-def other_precisions() -> Iterator[None]:
-    """Accelerate has one precision for each process: it forgets it before the test and after it."""
-    AcceleratorState._reset_state(True)
-    yield
-    AcceleratorState._reset_state(True)
+class ProductsStage(TwoStage):
+    """Two layers that autocast computes in its dtype; it notes in which their outputs come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules = {"first": nn.Linear(3, 2), "second": nn.Linear(3, 1)}
+        self.dtypes: set[torch.dtype] = set()
+
+    def losses(self, pixels: Tensor, captions: list[str], step: int) -> Iterator[Loss]:
+        for name, module in self.modules.items():
+            output = module(pixels.mean((2, 3)))
+            self.dtypes.add(output.dtype)
+            yield name, output.float().square().mean(), {}
 
 
-@pytest.mark.usefixtures("other_precisions")
 @pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("precision", ["auto", "bf16", "float32"])
 def test_auto_is_bfloat16_where_the_processor_has_it(
@@ -184,7 +189,9 @@ def test_auto_is_bfloat16_where_the_processor_has_it(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    trainer = Trainer(TwoStage(), Recipe("unused", precision=precision))
+    stage = ProductsStage()
+    trainer = Trainer(stage, Recipe("unused", precision=precision))
+    trainer.step(iter([(torch.rand(4, 3, 2, 2), [""] * 4)]), 0)
     mixed = precision == "bf16" or (precision == "auto" and native)
     assert trainer.dtype == (torch.bfloat16 if mixed else torch.float32)
-    assert trainer.accelerator.mixed_precision == ("bf16" if mixed else "no")
+    assert stage.dtypes == {trainer.dtype}  # as the loss gets it

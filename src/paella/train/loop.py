@@ -138,9 +138,8 @@ class Trainer:
         wanted = "bfloat16" if recipe.precision == "bf16" else recipe.precision
         device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
         self.dtype = resolve_dtype(wanted, device)
-        mixed = "bf16" if self.dtype == torch.bfloat16 else "no"
         self.accelerator = Accelerator(
-            mixed_precision=mixed,
+            mixed_precision="no",  # autocast is our own: Accelerate's brings all outputs, such as logits, into float32
             gradient_accumulation_steps=recipe.accumulate,
             dataloader_config=DataLoaderConfiguration(non_blocking=True),
         )
@@ -195,7 +194,9 @@ class Trainer:
             torch.manual_seed(hash((recipe.seed, number, accelerator.process_index)) % 2**63)
             metrics: dict[str, Tensor | float] = {}
             with accelerator.accumulate(*self.stage.modules.values()):
-                for name, loss, values in _autocast(accelerator, self.stage.losses(pictures, annotations, step)):
+                for name, loss, values in _autocast(
+                    accelerator.device, self.dtype, self.stage.losses(pictures, annotations, step)
+                ):
                     accelerator.backward(loss)
                     metrics |= values
                     finite = torch.isfinite(loss)
@@ -335,10 +336,10 @@ def warn_of_unseen_objects(folder: str, data: Any) -> None:
         )
 
 
-def _autocast(accelerator: Any, losses: Iterator[Loss]) -> Iterator[Any]:
+def _autocast(device: torch.device, dtype: torch.dtype, losses: Iterator[Loss]) -> Iterator[Loss]:
     """Computes each loss under autocast, and lets the update between two of them run outside it."""
     while True:
-        with accelerator.autocast():
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             item = next(losses, None)
         if item is None:
             return

@@ -138,7 +138,7 @@ class VQGANStage(Stage):
         if judged and step >= (self.recipe.adversarial_from or 0):
             discriminator = self.modules["discriminator"]
             discriminator.requires_grad_(False)  # the autoencoder's loss is not to leave a gradient in it
-            adversarial = -discriminator(output).mean()
+            adversarial = -discriminator(output).float().mean()
             discriminator.requires_grad_(True)
             weight = self._adaptive_weight(difference, adversarial)
             metrics |= {"adversarial": adversarial, "adaptive weight": weight}
