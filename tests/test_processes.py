@@ -113,6 +113,15 @@ def test_when_one_process_is_told_to_stop_all_do_and_go_on_as_if_nothing_was(
         assert torch.equal(one, other) == (step % average_every == 0), step
 
 
+@pytest.mark.parametrize("kind", ["clip", "vqgan", "predictor", "labels", "wordings"])
+def test_what_one_process_shows_leaves_all_with_the_same_weights(kind: str, tiny_model: Path, tmp_path: Path) -> None:
+    """A module that several processes share, asked by one alone, would send what the others take for gradients."""
+    assert on_processes(2, kind, tiny_model, tmp_path, "steps=3", "preview_every=1") == [0, 0]
+    for step in (1, 2, 3):
+        first, second = (torch.load(tmp_path / f"{number}-{step}.pt", weights_only=True) for number in (0, 1))
+        assert torch.equal(first, second)
+
+
 def test_weights_become_their_mean_however_they_lie_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     own = [torch.arange(3.0), torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)]
     expected = [own[0] / 2, (own[1] + 1) / 2]

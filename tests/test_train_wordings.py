@@ -1,13 +1,14 @@
 """Laws of teaching CLIP other words."""
 
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
 from training import make_stage, rows, train
 
-from paella.clip import Clip
+from paella.clip import Clip, Whitening
 from paella.train.wordings import retokenized
 
 pytestmark = pytest.mark.usefixtures("small_gallery")
@@ -41,6 +42,17 @@ def test_plain_captions_are_held_where_an_earlier_tower_had_them(tiny_model: Pat
     for index in range(100):
         varied, meant = alone.data[index]
         assert held.data[index] == (meant if index in rehearsed else varied, meant)
+
+
+def test_what_predictors_read_is_the_teachers_space(tiny_model: Path, tmp_path: Path) -> None:
+    teacher = Clip.load(tiny_model / "clip")
+    teacher.whitening = Whitening(torch.full((teacher.dim,), 0.1), torch.eye(teacher.dim) * 3)
+    copytree(tiny_model, tmp_path, dirs_exist_ok=True)
+    teacher.save(tmp_path / "clip")
+    stage = make_stage("wordings", tiny_model, f"teacher={tmp_path}")
+    ones = torch.ones(1, teacher.dim)
+    assert torch.equal(stage.clip.whitened(ones), teacher.whitened(ones))
+    assert not torch.equal(make_stage("wordings", tiny_model).clip.whitened(ones), teacher.whitened(ones))
 
 
 def test_another_tokenizer_begins_with_the_meanings_that_the_given_one_knew(tiny_model: Path, tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ class Logits:
     def rows(self, wanted: Tensor) -> Tensor:
         """Those of the places where `wanted` (B,h,w) is true, in order -> (n,N). Each picture's are computed by
         themselves, as a product may be rounded differently in a larger one."""
-        chosen = [own.flatten(1).T[where.flatten()] for own, where in zip(self.features, wanted, strict=True)]  # (n,C)
+        pictures = zip(self.features.permute(0, 2, 3, 1), wanted, strict=True)
+        chosen = [own[where] for own, where in pictures]  # (n,C)
         rows = [self.last(features.T[None, :, None])[0, :, 0].T for features in chosen]
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 

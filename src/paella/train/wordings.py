@@ -111,6 +111,7 @@ class WordingsStage(Stage):
             self.teacher = Clip.load(model_folder(recipe.teacher or recipe.init_from) / "clip")
         if self.teacher.dim != self.clip.dim:
             raise ValueError(f"teacher: must have embeddings of {self.clip.dim} numbers, not {self.teacher.dim}")
+        self.clip.whitening = self.teacher.whitening  # of the space that is learned
         self.data = Reworded(scenes, recipe.rehearse)
         if recipe.vocabulary is not None:
             captions = [scenes.wordings(index)[0] for index in range(recipe.tokenizer_captions)]
@@ -142,20 +143,23 @@ class WordingsStage(Stage):
         self.teacher.to(self.device)
         return F.normalize(self.teacher.unwhitened().embed_text(plain).float(), dim=-1)
 
-    def found(self, count: int) -> list[int]:
+    def found(self, tower: nn.Module, count: int) -> list[int]:
         """For each of the gallery's first varied captions, which of all plain ones is nearest to it."""
         varied, plain = zip(*self.gallery, strict=True)
-        text = self.modules["text"](self.clip.tokenize(varied[:count]).to(self.device))
+        text = tower(self.clip.tokenize(varied[:count]).to(self.device))
         return (text @ self.targets(plain).T).argmax(1).tolist()
 
     def evaluate(self, shipped: nn.Module) -> dict[str, float]:
-        right = sum(found == own for own, found in enumerate(self.found(len(self.gallery))))
+        right = sum(found == own for own, found in enumerate(self.found(shipped, len(self.gallery))))
         return {"R@1": right / len(self.gallery), "chance": 1 / len(self.gallery)}
 
     def preview(self, shipped: nn.Module) -> Image.Image:
         """Varied captions of the gallery, each with the plain one that it finds."""
         blank = Image.new("RGB", (128, 4), "white")
-        pairs = [f"{self.gallery[own][0]} -> {self.gallery[other][1]}" for own, other in enumerate(self.found(SHOWN))]
+        pairs = [
+            f"{self.gallery[own][0]} -> {self.gallery[other][1]}"
+            for own, other in enumerate(self.found(shipped, SHOWN))
+        ]
         return contact_sheet([blank] * len(pairs), pairs, columns=4)
 
     def meanings(self) -> str:
